@@ -1,0 +1,82 @@
+"""Iterative linear algebra in which every sample has its own coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invdiff.operators.base import COMPLEX, LinearOperator
+
+
+def cg(
+    H: Callable[[Tensor], Tensor],
+    b: Tensor,
+    *,
+    item_ndim: int,
+    start: Tensor | None = None,
+    n_steps: int = 100,
+    tolerance: float = 1e-5,
+) -> Tensor:
+    """Conjugate gradients for ``H x = b`` with ``H`` Hermitian positive semi-definite.
+
+    Each item (the trailing ``item_ndim`` dimensions) has its own step lengths and stops on its own once its
+    residual is below ``tolerance * |b|``, so a batch gives what its items give one by one.
+
+    Args:
+        H: the linear map, acting on tensors shaped like ``b``.
+        b: right-hand side, (..., item dimensions), real or complex.
+        start: first iterate (default: zero).
+        n_steps: largest number of iterations; reaching it is not an error (the iterate is the best so far).
+        tolerance: relative residual at which an item stops.
+
+    Raises:
+        FloatingPointError: ``b`` is not finite, or the iteration met a negative curvature direction
+            (``H`` is not positive semi-definite).
+    """
+    dims = tuple(range(b.ndim - item_ndim, b.ndim))
+
+    def inner(u: Tensor, v: Tensor) -> Tensor:
+        return (u.conj() * v).real.sum(dims, keepdim=True)
+
+    if not torch.isfinite(b).all():
+        raise FloatingPointError("The right-hand side of the conjugate gradients is not finite.")
+    x = torch.zeros_like(b) if start is None else start.expand_as(b).clone()
+    r = b.clone() if start is None else b - H(x)
+    p, rr = r, inner(r, r)
+    goal = tolerance**2 * inner(b, b)
+    for _ in range(n_steps):
+        active = rr > goal
+        if not active.any():
+            break
+        Hp = H(p)
+        curvature = inner(p, Hp)
+        if (active & (curvature < 0)).any():
+            raise FloatingPointError(
+                "Conjugate gradients met p^H H p < 0: the operator is not positive semi-definite "
+                "(is its adjoint exact?)."
+            )
+        alpha = torch.where(active & (curvature > 0), rr / curvature, 0.0)  # step length, 0 for finished items
+        x = x + alpha * p
+        r = r - alpha * Hp
+        rr_next = inner(r, r)
+        p = r + torch.where(active, rr_next / rr, 0.0) * p
+        rr = torch.where(active & (curvature > 0), rr_next, torch.zeros_like(rr))
+    return x
+
+
+def power_iteration(H: LinearOperator, *, n_steps: int = 30, seed: int = 0) -> float:
+    """Largest eigenvalue of a Hermitian positive semi-definite operator (Rayleigh quotient after ``n_steps``)."""
+    dtype = COMPLEX[H.dtype] if H.in_complex else H.dtype
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(H.in_shape, generator=generator, dtype=dtype).to(H.device)
+    value = 0.0
+    for _ in range(n_steps):
+        x = x / torch.linalg.vector_norm(x)
+        Hx = H(x)
+        value = float((x.conj() * Hx).real.sum())
+        if value <= 0.0:
+            return 0.0
+        x = Hx
+    return value

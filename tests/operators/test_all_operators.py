@@ -1,0 +1,165 @@
+"""What every operator must satisfy, over one list. A new operator is added to CASES and passes them all."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from invdiff.operators import (
+    CT,
+    OPERATORS,
+    Blur,
+    Crop,
+    FanBeam,
+    Identity,
+    Inpainting,
+    LinearOperator,
+    MultiCoilMRI,
+    Pad,
+    ParallelBeam,
+    RealAsComplex,
+    ViewAsComplex,
+    birdcage_maps,
+    dot,
+    equispaced_mask,
+    gaussian_psf,
+    random_pixels,
+    reflect_blur,
+)
+
+ANGLES = tuple(math.pi * i / 7 for i in range(7))
+PARALLEL = ParallelBeam(image_shape=(11, 14), pixel_size=1.3, angles=ANGLES, n_detectors=19, detector_spacing=1.1)
+FAN = FanBeam(
+    image_shape=(11, 14), pixel_size=1.3, angles=ANGLES, n_detectors=23, detector_spacing=1.5, source_origin=60.0,
+    source_detector=90.0, detector_offset=0.4,
+)  # fmt: skip
+MRI = MultiCoilMRI(birdcage_maps(3, (12, 9)), equispaced_mask(9, acceleration=3, center_fraction=0.2))
+BLUR = Blur(gaussian_psf(1.2, 5), (2, 12, 9))
+
+CASES: dict[str, LinearOperator] = {
+    "Identity": Identity((1, 5, 4)),
+    "Inpainting": Inpainting(random_pixels((2, 6, 5), 0.4, seed=0)),
+    "Blur": BLUR,
+    "Blur even size, odd PSF shape": Blur(torch.rand(4, 3, generator=torch.Generator().manual_seed(0)), (1, 8, 8)),
+    "Pad": Pad((1, 6, 7), 2),
+    "Crop": Crop((1, 9, 8), 2),
+    "reflect_blur": reflect_blur(gaussian_psf(1.0, 5), (1, 9, 8)),
+    "RealAsComplex": RealAsComplex((1, 4, 5)),
+    "ViewAsComplex": ViewAsComplex((1, 4, 5)),
+    "MultiCoilMRI": MRI,
+    "MRI of a two-channel image": MRI @ ViewAsComplex((1, 12, 9)),
+    "CT parallel": CT(PARALLEL),
+    "CT fan, supersampled": CT(FAN, supersampling=2),
+    "gram": BLUR.gram,
+    "adjoint": MRI.H,
+    "sum": BLUR + 2.0 * Identity((2, 12, 9)),
+    "complex multiple": (0.5 - 2j) * MRI,
+    "composition": Inpainting(random_pixels((2, 12, 9), 0.4, seed=0)) @ BLUR,
+}
+
+
+@pytest.fixture(params=CASES, ids=str)
+def A(request: pytest.FixtureRequest) -> LinearOperator:
+    return CASES[request.param].to(dtype=torch.float64)
+
+
+def rand(shape: tuple[int, ...], is_complex: bool, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=g, dtype=dtype)
+    return torch.complex(x, torch.randn(shape, generator=g, dtype=dtype)) if is_complex else x
+
+
+def inputs(A: LinearOperator, n: int = 2, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        rand((n, *A.in_shape), A.in_complex, 1, dtype),
+        rand((n, *A.out_shape), A.out_complex, 2, dtype),
+    )
+
+
+def test_adjoint_passes_the_dot_test_in_double_precision(A: LinearOperator) -> None:
+    x, y = inputs(A)
+    Ax, AHy = A(x), A.H(y)
+    assert Ax.shape == y.shape
+    assert AHy.shape == x.shape
+    scale = float(torch.linalg.vector_norm(Ax) * torch.linalg.vector_norm(y))
+    assert abs(float(dot(Ax, y) - dot(x, AHy))) < 1e-13 * scale + 1e-13
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_adjoint_passes_the_dot_test_in_single_precision(name: str) -> None:
+    A = CASES[name]
+    x, y = inputs(A, dtype=torch.float32)
+    Ax, AHy = A(x), A.H(y)
+    scale = float(torch.linalg.vector_norm(Ax) * torch.linalg.vector_norm(y))
+    assert abs(float(dot(Ax, y).double() - dot(x, AHy).double())) < 1e-5 * scale
+
+
+def test_is_linear(A: LinearOperator) -> None:
+    x, z = rand(A.in_shape, A.in_complex, 1), rand(A.in_shape, A.in_complex, 3)
+    torch.testing.assert_close(A(x - 2.5 * z), A(x) - 2.5 * A(z))
+
+
+def test_backward_is_the_adjoint(A: LinearOperator) -> None:
+    x, v = inputs(A)
+    _, pull = torch.func.vjp(A, x)
+    torch.testing.assert_close(pull(v)[0], A.H(v))
+    torch.testing.assert_close(A.vjp(x, v), A.H(v))
+
+
+def test_backward_of_the_adjoint_is_the_forward(A: LinearOperator) -> None:
+    x, v = inputs(A)
+    _, pull = torch.func.vjp(A.H, v)
+    torch.testing.assert_close(pull(x)[0], A(x))
+
+
+def test_jvp_is_the_forward(A: LinearOperator) -> None:
+    x, _ = inputs(A)
+    _, tangent = torch.func.jvp(A, (x,), (2 * x,))
+    torch.testing.assert_close(tangent, 2 * A(x))
+
+
+def test_broadcasts_over_leading_dimensions(A: LinearOperator) -> None:
+    x = rand((3, 2, *A.in_shape), A.in_complex, 1)
+    y = A(x)
+    assert y.shape == (3, 2, *A.out_shape)
+    torch.testing.assert_close(y[2, 1], A(x[2, 1]))
+    torch.testing.assert_close(torch.vmap(A)(x), y)
+
+
+def test_gram_is_adjoint_after_forward(A: LinearOperator) -> None:
+    x, _ = inputs(A)
+    torch.testing.assert_close(A.gram(x), A.H(A(x)))
+
+
+def test_prox_solves_its_normal_equations(A: LinearOperator) -> None:
+    z, y = inputs(A)
+    x = A.prox(z, y, 0.7)
+    gradient = x - z + 0.7 * A.H(A(x) - y)
+    assert float(gradient.abs().max()) < 1e-3 * float((z + 0.7 * A.H(y)).abs().max())
+
+
+def test_norm_bounds_the_operator(A: LinearOperator) -> None:
+    x, _ = inputs(A, 1)
+    for _ in range(200):  # the top singular vector, by an iteration of its own
+        x = A.gram(x) / torch.linalg.vector_norm(A.gram(x))
+    true_norm = float(torch.linalg.vector_norm(A(x)))
+    assert A.norm(n_steps=100) == pytest.approx(true_norm, rel=0.02)
+
+
+def test_precision_and_shape_are_checked(A: LinearOperator) -> None:
+    x, _ = inputs(A)
+    with pytest.raises(TypeError, match="works on"):
+        A(x.to(torch.complex64 if A.in_complex else torch.float32))
+    with pytest.raises(ValueError, match="expected trailing dimensions"):
+        A(x[..., :-1])
+
+
+def test_every_serialisable_operator_is_on_the_list() -> None:
+    def parts(A: LinearOperator) -> set[str]:
+        inner = [v for v in vars(A).values() if isinstance(v, LinearOperator)]
+        return {type(A).__name__}.union(*(parts(v) for v in inner))
+
+    covered = set().union(*(parts(A) for A in CASES.values()))
+    assert set(OPERATORS) - covered == {"Affine"}, "add the operator to CASES"
