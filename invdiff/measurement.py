@@ -1,0 +1,192 @@
+"""A measurement: the data, the operator that made them, and the noise in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.noise import Noise
+from invdiff.operators.base import COMPLEX, Affine, Identity, LinearOperator, Operator
+from invdiff.operators.linalg import cg
+from invdiff.random import SampleStreams
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """``y = A(x) + noise``. It owns the likelihood: weights such as 1/sigma^2 exist here and nowhere else.
+
+    Args:
+        y: data, shape ``A.out_shape``, finite, zero where ``A.observed`` is False.
+        A: forward operator, in physical units.
+        noise: a noise model of :mod:`invdiff.noise`.
+        image_scale: the image value that corresponds to 1 in a prior's relative units: for CT the attenuation
+            of water at the scanner's effective energy (1/mm), for MRI the 99.5th percentile of the magnitude.
+        units: of the image, e.g. "1/mm".
+        reference: the true image, where it is known, shape ``A.in_shape``.
+        item: names the slice or frame; it selects the random streams and the file names.
+        metadata: plain strings and numbers to carry along (voxel size, source, licence).
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or values that do not fit together, saying which.
+    """
+
+    y: Tensor
+    A: Operator
+    noise: Noise
+    image_scale: float = 1.0
+    units: str = "relative"
+    reference: Tensor | None = None
+    item: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        A, y = self.A, self.y
+        if not isinstance(A, Operator):
+            raise TypeError(f"A must be an invdiff operator, got {type(A).__name__}.")
+        if tuple(y.shape) != A.out_shape:
+            raise ValueError(f"y must have the operator's output shape {A.out_shape}, got {tuple(y.shape)} ({A!r}).")
+        dtype = COMPLEX[A.dtype] if A.out_complex else A.dtype
+        if y.dtype != dtype:
+            raise TypeError(f"y must be {dtype}, as the operator's output, got {y.dtype}.")
+        if not torch.isfinite(y).all():
+            bad = int((~torch.isfinite(y)).sum())
+            raise ValueError(f"y has {bad} non-finite value(s) (NaN or inf) in {y.numel()}. Mask or repair them first.")
+        if self.noise.complex != A.out_complex:
+            kind = "complex" if A.out_complex else "real"
+            raise TypeError(f"The data are {kind}; {self.noise!r} is not a noise model for {kind} data.")
+        if A.observed is not None and bool((y != 0).masked_select(~A.observed.expand(y.shape)).any()):
+            raise ValueError("y is not zero where the operator observes nothing. Multiply it by A.observed first.")
+        if not (self.image_scale > 0):
+            raise ValueError(f"image_scale must be positive, got {self.image_scale}.")
+        if self.reference is not None and tuple(self.reference.shape) != A.in_shape:
+            raise ValueError(f"reference must have shape {A.in_shape}, got {tuple(self.reference.shape)}.")
+
+    @classmethod
+    def simulate(cls, x: Tensor, A: Operator, noise: Noise, *, seed: int, **kwargs: Any) -> Measurement:
+        """Measure ``x`` with ``A`` and fresh noise; ``x`` becomes the reference. Beware of the inverse crime:
+        to avoid it, simulate ``y`` with a finer operator and construct the Measurement from it."""
+        y = noise.sample(A(x), torch.Generator().manual_seed(seed))
+        if A.observed is not None:
+            y = y * A.observed
+        return cls(y, A, noise, reference=x, **kwargs)
+
+    @property
+    def n_data(self) -> int:
+        """Number of observed entries of y."""
+        observed = self.A.observed
+        return self.y.numel() if observed is None else int(observed.expand(self.y.shape).sum())
+
+    def _sum(self, entries: Tensor) -> Tensor:
+        if self.A.observed is not None:
+            entries = entries * self.A.observed
+        return entries.flatten(-len(self.A.out_shape)).sum(-1)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """``y - A(x)``, (..., \\*out_shape), zero where nothing is observed."""
+        return self.y - self.A(x)
+
+    def nll(self, x: Tensor) -> Tensor:
+        """-log p(y | x) up to a constant, one value per leading index of ``x``."""
+        return self._sum(self.noise.nll(self.A(x), self.y))
+
+    def nll_grad(self, x: Tensor) -> Tensor:
+        """Gradient of :meth:`nll` in ``x``, shape of ``x``: ``J^H`` of the noise model's data-space gradient."""
+        Ax = self.A(x)
+        v = self.noise.nll_grad(Ax, self.y)
+        if self.A.observed is not None:
+            v = v * self.A.observed
+        return self.A.vjp(x, v)
+
+    def chi2(self, x: Tensor) -> Tensor:
+        """Mean squared residual over its variance, per leading index: 1 in expectation for the truth and for
+        exact posterior samples; below 1, noise is fitted; far above, data are ignored."""
+        return self._sum(self.noise.chi2(self.A(x), self.y)) / self.n_data
+
+    def prox(self, z: Tensor, variance: float, *, n_steps: int = 100, tolerance: float = 1e-5) -> Tensor:
+        """``argmin_x |x - z|^2 / (2 variance) + nll(x)``, the noise replaced by its closest Gaussian.
+
+        Closed form where the operator has one, else conjugate gradients with the given stopping.
+
+        Raises:
+            TypeError: the operator is not linear (or affine).
+        """
+        return self._solve(z, self.y, variance, n_steps, tolerance)
+
+    def conditional(
+        self,
+        z: Tensor,
+        variance: float,
+        streams: SampleStreams,
+        *,
+        n_steps: int = 100,
+        tolerance: float = 1e-5,
+    ) -> Tensor:
+        """Draw from ``N(x; z, variance) p(y | x)``, the noise replaced by its closest Gaussian.
+
+        Perturbs ``z`` and ``y`` by their noise and solves :meth:`prox`: an exact draw (Papandreou and Yuille 2010)
+        up to the stopping of the conjugate gradients. ``z``: (n_samples, \\*in_shape), one row per stream.
+        """
+        precision = self.noise.precision(self.y)
+        std = precision**-0.5 if isinstance(precision, float) else precision.rsqrt()
+        y = self.y + std * streams.randn(self.A.out_shape, dtype=self.y.dtype, device=self.y.device)
+        z = z + variance**0.5 * streams.randn(self.A.in_shape, dtype=z.dtype, device=z.device)
+        return self._solve(z, y, variance, n_steps, tolerance)
+
+    def _solve(self, z: Tensor, y: Tensor, variance: float, n_steps: int, tolerance: float) -> Tensor:
+        A: Operator = self.A
+        if isinstance(A, Affine):
+            A, y = A.linear, y - A.constant
+        if not isinstance(A, LinearOperator):
+            raise TypeError(
+                f"This needs a linear operator, got {self.A!r}. Use an algorithm or kernel that needs only nll_grad."
+            )
+        if A.observed is not None:
+            y = y * A.observed
+        precision = self.noise.precision(self.y)
+        if isinstance(precision, float) and A.has_closed_form_prox:
+            return A.prox(z, y, variance * precision)
+        w = variance * precision
+        return cg(
+            lambda x: x + A.H(w * A(x)), z + A.H(w * y), item_ndim=len(A.in_shape), start=z,
+            n_steps=n_steps, tolerance=tolerance,
+        )  # fmt: skip
+
+    def in_model_units(self, scale: float, offset: float) -> Measurement:
+        """The same measurement as a function of ``u``, where the image is ``x = scale u + offset``."""
+        A = self.A
+        if A.in_complex:
+            raise TypeError(f"{A!r} takes complex images, priors give real ones. Compose it: A @ ViewAsComplex(shape).")
+        constant = torch.full(A.in_shape, offset, dtype=A.dtype, device=A.device)
+        if isinstance(A, LinearOperator):
+            inner: Operator = Affine(scale * A, A(constant))
+        else:
+            identity = Identity(A.in_shape).to(dtype=A.dtype, device=A.device)
+            inner = A @ Affine(scale * identity, constant)
+        reference = None if self.reference is None else (self.reference - offset) / scale
+        return replace(self, A=inner, reference=reference, image_scale=1.0, units="model")
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Measurement:
+        """A copy in another precision and/or on another device."""
+        from invdiff.operators.base import _cast
+
+        reference = None if self.reference is None else _cast(self.reference, dtype, device)
+        return replace(
+            self, y=_cast(self.y, dtype, device), A=self.A.to(dtype=dtype, device=device), reference=reference
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one HDF5 file (``.h5``), atomically: data, operator with its constructor arguments, noise."""
+        from invdiff.storage import save_measurement
+
+        save_measurement(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Measurement:
+        """Read a file written by :meth:`save`. Nothing in it is executed; external links are refused."""
+        from invdiff.storage import load_measurement
+
+        return load_measurement(Path(path))

@@ -1,0 +1,100 @@
+"""Posterior samples and what was spent to get them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Samples of p(image | data), in the measurement's physical units.
+
+    Attributes:
+        samples: (n_samples, channel, [z,] y, x); one "sample" for a point estimate.
+        units: of the image, e.g. "1/mm".
+        algorithm: the algorithm with its parameters, as text.
+        prior: the prior's name and sha256, or "" for a classical method.
+        seed, item: what the random streams were derived from.
+        nfe: denoiser evaluations per sample.
+        seconds: wall time of the run.
+        peak_memory: largest resident size of the process so far, in bytes.
+        metadata: carried over from the measurement.
+    """
+
+    samples: Tensor
+    units: str = "relative"
+    algorithm: str = ""
+    prior: str = ""
+    seed: int = 0
+    item: str = ""
+    nfe: float = 0
+    seconds: float = 0.0
+    peak_memory: int = field(default_factory=lambda: peak_memory())
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_samples(self) -> int:
+        return self.samples.shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Posterior mean, the estimate of least mean squared error."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> Tensor:
+        """Per-pixel standard deviation (n - 1 in the denominator); needs two samples."""
+        if self.n_samples < 2:
+            raise ValueError(f"A standard deviation needs at least 2 samples, this posterior has {self.n_samples}.")
+        return self.samples.std(0)
+
+    def quantile(self, q: float) -> Tensor:
+        """Per-pixel quantile, 0 <= q <= 1, linear between order statistics."""
+        if not 0 <= q <= 1:
+            raise ValueError(f"q must lie in [0, 1], got {q}.")
+        return torch.quantile(self.samples, q, dim=0)
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Central per-pixel interval (lower, upper). Quantiles of few samples are too narrow: with fewer than
+        20, judge calibration by ranks instead."""
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie in (0, 1), got {level}.")
+        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write ``posterior.safetensors`` (samples, mean, std) and ``posterior.json`` into ``folder``, atomically:
+        an interrupted call leaves no half-written folder behind.
+
+        Raises:
+            FileExistsError: the folder is not empty and ``overwrite`` is False.
+        """
+        from invdiff.storage import save_posterior
+
+        save_posterior(self, Path(folder), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Posterior:
+        """Read what :meth:`save` wrote."""
+        from invdiff.storage import load_posterior
+
+        return load_posterior(Path(folder))
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.samples.shape))
+        return f"Posterior({shape} {self.units}, {self.algorithm or 'unnamed'}, nfe={self.nfe:g}, {self.seconds:.1f} s)"
+
+
+def peak_memory() -> int:
+    """Largest resident set size of this process so far, in bytes (0 where the platform does not tell)."""
+    try:
+        import resource
+        import sys
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

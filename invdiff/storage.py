@@ -1,0 +1,208 @@
+"""Files: written aside and renamed, read without executing anything.
+
+Measurements are HDF5 (operators and noise as named classes with their constructor arguments, looked up in
+literal tables); posteriors are safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from invdiff.measurement import Measurement
+    from invdiff.posterior import Posterior
+
+FORMAT = "invdiff-measurement-1"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling of ``path`` (file or folder) that replaces it on success and is removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield tmp
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(tmp, path)
+    finally:
+        if tmp.is_dir():
+            shutil.rmtree(tmp, ignore_errors=True)
+        else:
+            tmp.unlink(missing_ok=True)
+
+
+def require_empty(folder: Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError if ``folder`` holds anything and ``overwrite`` is False."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; the output must be a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"The folder {folder} is not empty. Choose another, or allow overwriting (--overwrite).")
+
+
+def known_classes() -> dict[str, type]:
+    """Every class that a measurement file may name."""
+    from invdiff.noise import NOISES
+    from invdiff.operators import OPERATORS, PARAMETERS
+
+    return {**OPERATORS, **PARAMETERS, **NOISES}
+
+
+def save_measurement(m: Measurement, path: Path) -> None:
+    """See :meth:`invdiff.Measurement.save`."""
+    if path.suffix != ".h5":
+        raise ValueError(f"A measurement file ends in .h5, got {path.name!r}.")
+    with atomic_path(path) as tmp, h5py.File(tmp, "w") as f:
+        f.attrs["format"] = FORMAT
+        f.attrs["precision"] = str(m.A.dtype).removeprefix("torch.")
+        f.attrs["image_scale"], f.attrs["units"], f.attrs["item"] = m.image_scale, m.units, m.item
+        f.attrs["metadata"] = json.dumps(m.metadata)
+        f["y"] = m.y.cpu().numpy()
+        if m.reference is not None:
+            f["reference"] = m.reference.cpu().numpy()
+        _write(f, "operator", m.A)
+        _write(f, "noise", m.noise)
+
+
+def load_measurement(path: Path) -> Measurement:
+    """See :meth:`invdiff.Measurement.load`."""
+    from invdiff.measurement import Measurement
+
+    with open_hdf5(path) as f:
+        if f.attrs.get("format") != FORMAT:
+            raise ValueError(
+                f"{path.name} is not a saved Measurement: expected the attribute format={FORMAT!r}, "
+                f"got {f.attrs.get('format')!r}. Write such a file with Measurement.save."
+            )
+        dtype = {"float32": torch.float32, "float64": torch.float64}[f.attrs["precision"]]
+        return Measurement(
+            y=torch.from_numpy(f["y"][()]),
+            A=_read(f["operator"]).to(dtype=dtype),
+            noise=_read(f["noise"]),
+            image_scale=float(f.attrs["image_scale"]),
+            units=str(f.attrs["units"]),
+            item=str(f.attrs["item"]),
+            metadata=json.loads(f.attrs["metadata"]),
+            reference=torch.from_numpy(f["reference"][()]) if "reference" in f else None,
+        )
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading, after refusing links and storage outside it and sizes it cannot hold.
+
+    Raises:
+        FileNotFoundError; OSError: not HDF5, or truncated; ValueError: external or impossible content.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No such file: {path}")
+    try:
+        f = h5py.File(path, "r")
+    except OSError as error:
+        raise OSError(
+            f"{path.name} is not a readable HDF5 file; it may be truncated or of another kind ({error})."
+        ) from None
+    with f:
+        limit = 1000 * path.stat().st_size
+        stack: list[h5py.Group] = [f]
+        while stack:
+            group = stack.pop()
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError(f"{path.name}: {group.name}/{name} is a link; links are refused.")
+                item = group[name]
+                if isinstance(item, h5py.Group):
+                    stack.append(item)
+                elif item.external or item.is_virtual:
+                    raise ValueError(f"{path.name}: {item.name} keeps its data in another file; that is refused.")
+                elif item.size and item.size * item.dtype.itemsize > limit:
+                    raise ValueError(
+                        f"{path.name}: {item.name} claims {item.size} entries, more than the file can hold."
+                    )
+        yield f
+
+
+def _write(group: h5py.Group, name: str, value: Any) -> None:
+    """One constructor argument: a tensor, a number, text, a list of numbers, None or a named object."""
+    if isinstance(value, Tensor):
+        group.create_dataset(name, data=value.cpu().numpy())
+    elif value is None or isinstance(value, bool | int | float | str):
+        group.attrs[name] = json.dumps(value)
+    elif isinstance(value, complex):
+        group.attrs[name] = json.dumps({"re": value.real, "im": value.imag})
+    elif isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value):
+        group.create_dataset(name, data=np.asarray(value))
+    elif type(value).__name__ in known_classes():
+        child = group.create_group(name)
+        child.attrs["class"] = type(value).__name__
+        arguments = (
+            {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            if dataclasses.is_dataclass(value)
+            else value.init_args()
+        )
+        for key, argument in arguments.items():
+            _write(child, key, argument)
+    else:
+        raise TypeError(f"Cannot save {type(value).__name__} ({name}): it is not in invdiff's table of known classes.")
+
+
+def _read(group: h5py.Group) -> Any:
+    name = group.attrs["class"]
+    cls = known_classes().get(name)
+    if cls is None:
+        raise ValueError(f"The file names the unknown class {name!r}; known: {', '.join(sorted(known_classes()))}.")
+    tuples = dataclasses.is_dataclass(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in group.attrs.items():
+        if key != "class":
+            parsed = json.loads(value)
+            arguments[key] = complex(parsed["re"], parsed["im"]) if isinstance(parsed, dict) else parsed
+    for key, value in group.items():
+        if isinstance(value, h5py.Group):
+            arguments[key] = _read(value)
+        else:
+            array = value[()]
+            arguments[key] = tuple(array.tolist()) if tuples or array.dtype == np.int64 else torch.from_numpy(array)
+    return cls(**arguments)
+
+
+def save_posterior(p: Posterior, folder: Path, *, overwrite: bool) -> None:
+    """See :meth:`invdiff.Posterior.save`."""
+    from safetensors.torch import save_file
+
+    require_empty(folder, overwrite=overwrite)
+    arrays = {"samples": p.samples, "mean": p.mean}
+    if p.n_samples > 1:
+        arrays["std"] = p.std
+    record = {f.name: getattr(p, f.name) for f in dataclasses.fields(p) if f.name != "samples"}
+    with atomic_path(folder) as tmp:
+        tmp.mkdir()
+        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, tmp / "posterior.safetensors")
+        (tmp / "posterior.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def load_posterior(folder: Path) -> Posterior:
+    """See :meth:`invdiff.Posterior.load`."""
+    from safetensors.torch import load_file
+
+    from invdiff.posterior import Posterior
+
+    if not (folder / "posterior.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no posterior.safetensors; expected a folder written by Posterior.save."
+        )
+    samples = load_file(folder / "posterior.safetensors")["samples"]
+    return Posterior(samples=samples, **json.loads((folder / "posterior.json").read_text()))
