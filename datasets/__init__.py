@@ -1,0 +1,9 @@
+"""Files and phantoms: each source in one file, each giving a Measurement or images."""
+
+if __name__ != "invdiff.datasets":
+    raise ImportError("This folder is imported as 'invdiff.datasets'; it is not the top-level package 'datasets'.")
+
+from invdiff.datasets.examples import accelerated_mri, sparse_view_ct
+from invdiff.datasets.htc import read_htc
+
+__all__ = ["accelerated_mri", "read_htc", "sparse_view_ct"]

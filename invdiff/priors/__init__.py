@@ -1,0 +1,33 @@
+"""Priors: denoisers with units, ranges and provenance."""
+
+from invdiff.priors.analytic import (
+    DenseCovariance,
+    ExactPosterior,
+    GaussianMixturePrior,
+    GaussianPrior,
+    StationaryCovariance,
+)
+from invdiff.priors.checkpoints import load_prior, save_prior, shipped_priors
+from invdiff.priors.denoiser import Counted, DDPMDenoiser, EDMDenoiser, NetworkPrior, Prior, PriorInfo
+from invdiff.priors.schedules import DiscreteSchedule, karras_sigmas, linear_betas, sqrt_linear_betas
+
+__all__ = [
+    "Counted",
+    "DDPMDenoiser",
+    "DenseCovariance",
+    "DiscreteSchedule",
+    "EDMDenoiser",
+    "ExactPosterior",
+    "GaussianMixturePrior",
+    "GaussianPrior",
+    "NetworkPrior",
+    "Prior",
+    "PriorInfo",
+    "StationaryCovariance",
+    "karras_sigmas",
+    "linear_betas",
+    "load_prior",
+    "save_prior",
+    "shipped_priors",
+    "sqrt_linear_betas",
+]

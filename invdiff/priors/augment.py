@@ -1,0 +1,100 @@
+"""Random training images from stacks of slices: geometry, then intensity. All draws from one generator."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invdiff.datasets.slices import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How a training image is made from a slice.
+
+    Attributes:
+        size: pixels per side.
+        pixel_size: (smallest, largest) output pixel in mm, log-uniform.
+        rotation: largest angle in degrees.
+        gain: intensities are multiplied by exp(U(-gain, gain)).
+        gamma: and raised to the power exp(U(-gamma, gamma)).
+        remap: probability of a random piecewise linear contrast (0 stays 0), for scanners whose contrast varies.
+        bias: amplitude of a smooth multiplicative bias field.
+    """
+
+    size: int = 128
+    pixel_size: tuple[float, float] = (1.0, 2.0)
+    rotation: float = 15.0
+    gain: float = 0.0
+    gamma: float = 0.0
+    remap: float = 0.0
+    bias: float = 0.0
+
+
+class SliceSampler:
+    """Draws batches in model units [-1, 1] from stacks whose codes 0 .. 65535 span the value range.
+
+    Volumes are equally likely, whatever their number of slices. Each image is interpolated from the coarsest
+    stored resolution that is finer than the wanted pixel, which is at least 0.8 of the finest stored one.
+    """
+
+    def __init__(self, stacks: list[Stack], augmentation: Augmentation, value_range: tuple[float, float]) -> None:
+        self.augmentation, self.value_range = augmentation, value_range
+        self.volumes = [
+            sorted((s for s in stacks if s.volume == name), key=lambda s: s.pixel_size)
+            for name in sorted({s.volume for s in stacks})
+        ]
+
+    def batch(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, 1, size, size) float32."""
+        return torch.stack([self._one(generator) for _ in range(n)])
+
+    def _one(self, generator: torch.Generator) -> Tensor:
+        a = self.augmentation
+        levels = self.volumes[int(torch.randint(len(self.volumes), (), generator=generator))]
+        target = math.exp(_uniform(generator, math.log(a.pixel_size[0]), math.log(a.pixel_size[1])))
+        target = max(target, 0.8 * levels[0].pixel_size)
+        stack = ([s for s in levels if s.pixel_size <= 1.01 * target] or levels[:1])[-1]
+        codes = stack.codes[int(torch.randint(len(stack.codes), (), generator=generator))]
+        image = torch.from_numpy(codes.astype(np.float32)) / 65535
+        x = self._warp(image, a.size * target / stack.pixel_size, generator)
+        if self.value_range[0] == 0:  # intensity changes keep zero (air, no signal) in place
+            x = self._intensity(x, generator)
+        return 2 * x.clamp(0, 1) - 1
+
+    def _warp(self, image: Tensor, field: float, generator: torch.Generator) -> Tensor:
+        """Rotate, flip, zoom to a field of view of ``field`` input pixels, shift within the slice."""
+        a, (ny, nx) = self.augmentation, image.shape
+        theta = math.radians(_uniform(generator, -a.rotation, a.rotation))
+        flip = 1.0 if _uniform(generator, 0, 1) < 0.5 else -1.0
+        cx = _uniform(generator, -1, 1) * (max(0.0, nx - field) / nx + 0.05)
+        cy = _uniform(generator, -1, 1) * (max(0.0, ny - field) / ny + 0.05)
+        c, s = math.cos(theta) * field, math.sin(theta) * field
+        matrix = torch.tensor([[flip * c / nx, -s / nx, cx], [flip * s / ny, c / ny, cy]])
+        grid = F.affine_grid(matrix[None], [1, 1, a.size, a.size], align_corners=False)
+        return F.grid_sample(image[None, None], grid, align_corners=False, padding_mode="zeros")[0]
+
+    def _intensity(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        a = self.augmentation
+        if a.remap > 0 and _uniform(generator, 0, 1) < a.remap:
+            knots = torch.cat([torch.zeros(1), 0.1 + 0.9 * torch.rand(4, generator=generator)])
+            t = x * (len(knots) - 1)
+            i = t.floor().long().clamp(0, len(knots) - 2)
+            x = knots[i] + (t - i) * (knots[i + 1] - knots[i])
+        if a.gamma > 0:
+            x = x.clamp(min=0) ** math.exp(_uniform(generator, -a.gamma, a.gamma))
+        if a.gain > 0:
+            x = x * math.exp(_uniform(generator, -a.gain, a.gain))
+        if a.bias > 0:
+            coarse = a.bias * torch.randn((1, 1, 3, 3), generator=generator)
+            x = x * F.interpolate(coarse, size=x.shape[-2:], mode="bicubic", align_corners=True)[0].exp()
+        return x
+
+
+def _uniform(generator: torch.Generator, lo: float, hi: float) -> float:
+    return lo + (hi - lo) * float(torch.rand((), generator=generator))

@@ -1,0 +1,222 @@
+"""The prior as every algorithm sees it: a denoiser ``D(x, sigma) = E[x0 | x0 + sigma n = x]``.
+
+Everything here is in VE units (the state is the clean image plus noise, never scaled). Networks trained in
+other parametrisations are wrapped once, at load time, by a module below; an algorithm never asks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.measurement import Measurement
+from invdiff.priors.schedules import DiscreteSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorInfo:
+    """What a user needs to know before trusting a prior.
+
+    Attributes:
+        name: e.g. "ct-128".
+        value_range: relative image values (lo, hi) that correspond to -1 and +1 of the model.
+        quantity: what 1.0 in relative units is, e.g. "attenuation of water".
+        pixel_size: range of pixel sizes in mm seen in training, (lo, hi), or None.
+        trained_on, licence: free text.
+        sha256: digest of the weights file (filled in by the loader).
+        details: training steps, hardware, validation curve ...
+    """
+
+    name: str
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    quantity: str = "model units"
+    pixel_size: tuple[float, float] | None = None
+    trained_on: str = ""
+    licence: str = ""
+    sha256: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Prior:
+    """Base of all priors: shape, noise range, units, and the checked denoiser call.
+
+    A subclass passes these to ``super().__init__`` and writes ``denoise``.
+
+    Args:
+        shape: one image, ``(channel, [z,] y, x)``, real (two channels for complex images).
+        sigma_min, sigma_max: noise levels at which the denoiser may be called by default schedules.
+        info: see :class:`PriorInfo`.
+        dtype: real dtype of the images it works on.
+        device: where it lives.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        sigma_min: float,
+        sigma_max: float,
+        info: PriorInfo,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"Need 0 < sigma_min < sigma_max, got {sigma_min=}, {sigma_max=}.")
+        self.shape, self.sigma_min, self.sigma_max = tuple(shape), float(sigma_min), float(sigma_max)
+        self.info, self.dtype, self.device = info, dtype, torch.device(device)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``x`` (batch, \\*shape), ``sigma`` (batch,). Written by the subclass; call the prior itself."""
+        raise TypeError(f"{type(self).__name__} does not define denoise(x, sigma).")
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Posterior mean of the clean image, in model units.
+
+        Args:
+            x: noisy images, (batch, \\*shape).
+            sigma: noise level, positive; a number or one per image.
+        """
+        if tuple(x.shape[1:]) != self.shape or x.dtype != self.dtype:
+            raise ValueError(
+                f"The prior {self.info.name!r} works on (batch, {', '.join(map(str, self.shape))}) in {self.dtype}, "
+                f"got {tuple(x.shape)} in {x.dtype}."
+            )
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
+        return self.denoise(x, sigma)
+
+    @property
+    def scale(self) -> float:
+        """Relative image value per model unit."""
+        lo, hi = self.info.value_range
+        return (hi - lo) / 2
+
+    @property
+    def offset(self) -> float:
+        """Relative image value of model value 0."""
+        lo, hi = self.info.value_range
+        return (hi + lo) / 2
+
+    def in_model_units(self, measurement: Measurement) -> Measurement:
+        """The measurement as a function of the model's images. Raises ValueError if the two do not fit."""
+        A = measurement.A
+        if A.in_complex:
+            raise ValueError(
+                f"The measurement's operator takes complex images {A.in_shape}; priors give real ones. Compose it: "
+                f"A @ ViewAsComplex(shape) for a two-channel prior, A @ RealAsComplex(shape) for a magnitude prior."
+            )
+        if A.in_shape != self.shape:
+            what = "channels" if A.in_shape[0] != self.shape[0] else "size"
+            raise ValueError(
+                f"Prior and measurement differ in image {what}: the prior {self.info.name!r} makes images of shape "
+                f"{self.shape}, the operator takes {A.in_shape}. Choose another prior, or build the operator on a "
+                f"grid of the prior's size."
+            )
+        if A.dtype != self.dtype or A.device.type != self.device.type:
+            raise ValueError(
+                f"The prior is {self.dtype} on {self.device}, the measurement {A.dtype} on {A.device}. "
+                f"Use measurement.to(dtype=..., device=...)."
+            )
+        s = measurement.image_scale
+        return measurement.in_model_units(scale=s * self.scale, offset=s * self.offset)
+
+    def to_image(self, u: Tensor, measurement: Measurement) -> Tensor:
+        """Model images to the measurement's physical units."""
+        return measurement.image_scale * (self.scale * u + self.offset)
+
+    def __repr__(self) -> str:
+        sigmas = f"sigma=[{self.sigma_min:g}, {self.sigma_max:g}]"
+        return f"{type(self).__name__}({self.info.name!r}, shape={self.shape}, {sigmas})"
+
+
+class NetworkPrior(Prior):
+    """A prior around a torch module ``module(x, sigma) -> x0_hat`` in VE units, weights frozen.
+
+    Args:
+        module: e.g. :class:`EDMDenoiser` or :class:`DDPMDenoiser`.
+        shape, sigma_min, sigma_max, info: see :class:`Prior`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        shape: tuple[int, ...],
+        *,
+        sigma_min: float,
+        sigma_max: float,
+        info: PriorInfo,
+    ) -> None:
+        p = next(module.parameters())
+        super().__init__(shape, sigma_min=sigma_min, sigma_max=sigma_max, info=info, dtype=p.dtype, device=p.device)
+        self.module = module.eval().requires_grad_(False)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.module(x, sigma)
+
+    def to(self, *, device: torch.device | str) -> NetworkPrior:
+        """The same prior on another device (the module is moved, not copied)."""
+        return NetworkPrior(
+            self.module.to(device),
+            self.shape,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            info=self.info,
+        )
+
+
+class EDMDenoiser(nn.Module):
+    """Preconditioned network of Karras et al. 2022 (arXiv 2206.00364), table 1, column "Ours".
+
+    ``D(x, s) = c_skip x + c_out F(c_in x, c_noise)`` with ``c_skip = sd^2/(s^2+sd^2)``,
+    ``c_out = s sd/sqrt(s^2+sd^2)``, ``c_in = 1/sqrt(s^2+sd^2)``, ``c_noise = ln(s)/4``.
+
+    Args:
+        net: ``F(x, noise_label)``.
+        sigma_data: standard deviation of the clean images, sd.
+    """
+
+    def __init__(self, net: nn.Module, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        self.net, self.sigma_data = net, sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        total = s.square() + self.sigma_data**2
+        c_skip, c_out, c_in = self.sigma_data**2 / total, s * self.sigma_data / total.sqrt(), total.rsqrt()
+        return c_skip * x + c_out * self.net(c_in * x, sigma.log() / 4)
+
+
+class DDPMDenoiser(nn.Module):
+    """An eps-predicting variance-preserving network as a VE denoiser.
+
+    ``D(u, s) = u - s eps(u / sqrt(1 + s^2), t(s))``, t(s) from the checkpoint's own betas
+    (:class:`DiscreteSchedule`), passed to the network as a float.
+
+    Args:
+        net: ``eps(v, t)``; output channels beyond those of ``v`` (a learned variance) are dropped.
+        betas: the schedule the network was trained with.
+    """
+
+    def __init__(self, net: nn.Module, betas: Tensor) -> None:
+        super().__init__()
+        self.net, self.schedule = net, DiscreteSchedule(betas)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        t = self.schedule.index(sigma.cpu()).to(x)
+        eps = self.net(x * (1 + s.square()).rsqrt(), t)[:, : x.shape[1]]
+        return x - s * eps
+
+
+class Counted:
+    """A prior that counts denoiser evaluations: one per image, forwards only."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior, self.n = prior, 0
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        self.n += x.shape[0]
+        return self.prior(x, sigma)

@@ -1,0 +1,99 @@
+"""Prior files: round trip, refusals, and the ones that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from invdiff.priors import EDMDenoiser, PriorInfo, load_prior, save_prior, shipped_priors
+from invdiff.priors.networks import UNet
+
+NETWORK = {"widths": (8, 16), "n_blocks": 1, "unshuffle": 2}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UNet(**NETWORK)
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.05)
+    info = PriorInfo(name="p", value_range=(0.0, 2.0), pixel_size=(1.0, 2.0), licence="CC0")
+    save_prior(
+        tmp_path / "p.safetensors",
+        EDMDenoiser(net),
+        NETWORK,
+        shape=(1, 16, 16),
+        sigma_min=0.01,
+        sigma_max=80,
+        info=info,
+    )
+    torch.save(net.state_dict(), tmp_path / "p.pt")
+    return tmp_path / "p.safetensors"
+
+
+def test_loaded_prior_is_the_saved_one_up_to_half_precision(path: Path) -> None:
+    prior = load_prior(path)
+    assert (prior.shape, prior.sigma_min, prior.sigma_max) == ((1, 16, 16), 0.01, 80)
+    assert (prior.info.value_range, prior.info.pixel_size, prior.info.licence) == (
+        (0.0, 2.0),
+        (1.0, 2.0),
+        "CC0",
+    )
+    assert len(prior.info.sha256) == 64
+    net = UNet(**NETWORK)
+    net.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
+    x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.1, 2.0])
+    torch.testing.assert_close(prior(x, sigma), EDMDenoiser(net)(x, sigma).detach(), rtol=0, atol=5e-3)
+
+
+def test_wrong_files_are_refused(path: Path) -> None:
+    with pytest.raises(KeyError, match="neither a file nor a shipped prior"):
+        load_prior("ct-129")
+    with pytest.raises(ValueError, match="Pickles are not loaded"):
+        load_prior(path.with_suffix(".pt"))
+    truncated = path.with_name("t.safetensors")
+    truncated.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="truncated"):
+        load_prior(truncated)
+    plain = path.with_name("plain.safetensors")
+    save_file({"a": torch.zeros(1)}, plain)
+    with pytest.raises(ValueError, match="not an invdiff prior"):
+        load_prior(plain)
+
+
+def test_missing_and_unexpected_weights_are_named(path: Path) -> None:
+    from safetensors import safe_open
+
+    weights = load_file(path)
+    with safe_open(path, "pt") as f:
+        metadata = f.metadata()
+    weights["extra"] = weights.pop("stem.bias")
+    save_file(weights, path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"missing \['stem.bias'\], unexpected \['extra'\]"):
+        load_prior(path)
+
+
+@pytest.mark.parametrize("name", ["ct-128", "brain-mri-128"])
+class TestShipped:
+    def test_is_small_and_has_a_card(self, name: str) -> None:
+        file = shipped_priors()[name]
+        assert file.stat().st_size < 6e6
+        card = file.with_suffix(".md").read_text()
+        for word in ("licence", "trained on", "held out", "| sigma | noisy | TV | this prior |"):
+            assert word in card
+
+    def test_denoises_a_disc_at_every_level(self, name: str) -> None:
+        # an image it was not trained on; a denoiser must beat its input and stay in range
+        prior = load_prior(name)
+        y, x = torch.meshgrid(torch.linspace(-1, 1, 128), torch.linspace(-1, 1, 128), indexing="ij")
+        x0 = torch.where(x**2 + y**2 < 0.5, 0.1, -1.0)[None, None]
+        g = torch.Generator().manual_seed(0)
+        for sigma in (0.05, 0.2, 0.5, 1.0, 2.0):
+            noisy = x0 + sigma * torch.randn(x0.shape, generator=g)
+            error = float((prior(noisy, sigma) - x0).square().mean().sqrt())
+            assert error < 0.6 * sigma

@@ -1,0 +1,123 @@
+"""The denoiser convention: wrappers and checks."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from invdiff import GaussianNoise, Measurement
+from invdiff.noise import ComplexGaussianNoise
+from invdiff.operators import Identity, RealAsComplex
+from invdiff.priors import (
+    DDPMDenoiser,
+    DiscreteSchedule,
+    EDMDenoiser,
+    GaussianPrior,
+    NetworkPrior,
+    PriorInfo,
+    StationaryCovariance,
+    linear_betas,
+)
+
+SHAPE = (1, 8, 8)
+SD = 0.5  # x0 ~ N(0, SD^2): the ideal denoiser is x SD^2 / (SD^2 + sigma^2)
+
+
+class IdealEps(nn.Module):
+    """The ideal eps-network of a DDPM for white data of standard deviation SD, written in VP variables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+        self.alphas_bar = DiscreteSchedule(linear_betas()).alphas_bar
+
+    def forward(self, v: Tensor, t: Tensor) -> Tensor:
+        ab = self.alphas_bar[t.round().long()].to(v)[:, None, None, None]
+        eps = (1 - ab).sqrt() * v / (ab * SD**2 + 1 - ab)  # E[eps | v]
+        return torch.cat([eps, torch.full_like(eps, 7.0)], 1)  # a learned variance that must be dropped
+
+
+class ZeroNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def test_ddpm_wrapper_turns_the_ideal_eps_into_the_ideal_denoiser() -> None:
+    denoiser = DDPMDenoiser(IdealEps(), linear_betas())
+    sigma = denoiser.schedule.sigmas[[0, 10, 300, 700, 999]].float()
+    x = (
+        torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+        * (SD**2 + sigma**2).sqrt()[:, None, None, None]
+    )
+    expected = x * (SD**2 / (SD**2 + sigma**2))[:, None, None, None]
+    torch.testing.assert_close(denoiser(x, sigma), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_edm_wrapper_is_the_ideal_denoiser_of_white_data_when_the_network_is_zero() -> None:
+    x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.01, 1.0, 80.0])
+    expected = x * (SD**2 / (SD**2 + sigma**2))[:, None, None, None]
+    torch.testing.assert_close(EDMDenoiser(ZeroNet(), SD)(x, sigma), expected)
+
+
+def test_edm_preconditioning_has_unit_variance_in_and_out() -> None:
+    seen = []
+
+    class Probe(ZeroNet):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            seen.append(x)
+            return torch.zeros_like(x)
+
+    g = torch.Generator().manual_seed(0)
+    x0, n, sigma = (
+        SD * torch.randn(1, 1, 300, 300, generator=g),
+        torch.randn(1, 1, 300, 300, generator=g),
+        0.7,
+    )
+    x = x0 + sigma * n
+    c_skip_x = EDMDenoiser(Probe(), SD)(x, torch.tensor([sigma]))
+    c_out = sigma * SD / (sigma**2 + SD**2) ** 0.5
+    assert float(seen[0].var()) == pytest.approx(1, abs=0.02)
+    assert float(((x0 - c_skip_x) / c_out).var()) == pytest.approx(1, abs=0.02)
+
+
+def prior() -> GaussianPrior:
+    return GaussianPrior(torch.zeros(SHAPE), StationaryCovariance.power_law(SHAPE))
+
+
+def test_units_map_model_images_to_physical_ones() -> None:
+    info = PriorInfo(name="p", value_range=(0.0, 2.0))
+    p = NetworkPrior(EDMDenoiser(ZeroNet()), SHAPE, sigma_min=0.01, sigma_max=10, info=info)
+    m = Measurement(torch.full(SHAPE, 0.0193), Identity(SHAPE), GaussianNoise(1e-3), image_scale=0.0193, units="1/mm")
+    model = p.in_model_units(m)
+    water = torch.zeros(1, *SHAPE)  # 1 in relative units is the middle of the range
+    assert float(model.chi2(water)) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(p.to_image(water, m), torch.full((1, *SHAPE), 0.0193))
+
+
+def test_misfits_of_prior_and_measurement_are_refused() -> None:
+    p = prior()
+    for A, match in (
+        (Identity((1, 8, 9)), r"image size: .*\(1, 8, 8\).*\(1, 8, 9\)"),
+        (Identity((2, 8, 8)), "image channels"),
+        (Identity(SHAPE).to(dtype=torch.float64), "float64"),
+    ):
+        m = Measurement(torch.zeros(A.out_shape, dtype=A.dtype), A, GaussianNoise(0.1))
+        with pytest.raises(ValueError, match=match):
+            p.in_model_units(m)
+    A = Identity(SHAPE)
+    A.in_complex = A.out_complex = True
+    m = Measurement(torch.zeros(SHAPE, dtype=torch.complex64), A, ComplexGaussianNoise(0.1))
+    with pytest.raises(ValueError, match="RealAsComplex"):
+        p.in_model_units(m)
+    assert RealAsComplex(SHAPE).out_complex
+
+
+def test_wrong_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"works on \(batch, 1, 8, 8\)"):
+        prior()(torch.zeros(1, 8, 8), 1.0)
+    with pytest.raises(ValueError, match="sigma_min < sigma_max"):
+        GaussianPrior(torch.zeros(SHAPE), StationaryCovariance.power_law(SHAPE), sigma_min=2.0, sigma_max=1.0)

@@ -1,0 +1,118 @@
+"""Training: the loss, resuming, the files it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from invdiff.priors import load_prior
+from invdiff.priors.denoiser import EDMDenoiser
+from invdiff.priors.train import TrainConfig, edm_loss, train
+
+TOML = """
+name = "tiny"
+modality = "mri"
+train = ["a.nii.gz"]
+validation = ["b.nii.gz"]
+n_steps = 6
+batch_size = 4
+[augmentation]
+size = 16
+pixel_size = [1.0, 2.0]
+gain = 0.1
+gamma = 0.2
+remap = 0.5
+bias = 0.1
+[network]
+widths = [8, 8]
+n_blocks = 1
+unshuffle = 2
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        volume = np.zeros((24, 28, 5), np.int16)
+        volume[4:20, 4:24] = rng.integers(200, 1000, (16, 20, 5))
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "tiny.toml").write_text(TOML)
+    return tmp_path
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data: Path) -> None:
+    config = TrainConfig.read(data / "tiny.toml")
+    whole = train(config, data / "whole", data=data, device="cpu")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, n_steps: int, loss: float) -> None:
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, data / "parts", data=data, device="cpu", callback=kill)
+    assert torch.load(data / "parts" / "checkpoint.pt", weights_only=True)["step"] == 3
+    parts = train(config, data / "parts", device="cpu")
+    assert whole is not None
+    assert parts is not None
+    a, b = load_prior(whole), load_prior(parts)
+    for p, q in zip(a.module.parameters(), b.module.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert {f.name for f in (data / "parts").iterdir()} == {
+        "slices.h5", "checkpoint.pt", "samples.png", "tiny.safetensors", "tiny.md"
+    }  # fmt: skip
+    assert [row["sigma"] for row in a.info.details["denoising_psnr"]] == [0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
+
+
+def test_slices_keep_orientation_and_values(data: Path) -> None:
+    volume = np.zeros((24, 28, 3), np.int16)
+    volume[6:18, 6:22] = 500
+    volume[16, 20] = 1000  # right, anterior
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 2.0, 1.0])), data / "a.nii.gz")
+    train(TrainConfig.read(data / "tiny.toml"), data / "out", data=data, device="cpu", max_minutes=0)
+    with h5py.File(data / "out" / "slices.h5") as f:
+        codes, (lo, hi) = f["a/0/slices"][0], f.attrs["value_range"]
+    row, column = np.unravel_index(codes.argmax(), codes.shape)
+    assert (row, column) == (28 - 1 - 20, 16)  # anterior is up
+    assert float(codes[14, 10]) / 65535 * (hi - lo) + lo == pytest.approx(0.5, abs=0.3)
+
+
+def test_the_loss_is_one_for_white_data_and_an_untrained_network() -> None:
+    class Zero(torch.nn.Module):
+        def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    g = torch.Generator().manual_seed(0)
+    x0, noise = 0.5 * torch.randn(4, 1, 200, 200, generator=g), torch.randn(4, 1, 200, 200, generator=g)
+    loss = edm_loss(EDMDenoiser(Zero()), x0, torch.tensor([0.05, 0.3, 1.0, 20.0]), noise)
+    assert float(loss) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("n_step = 7", "no parameter 'n_step'; it has name"),
+        ("= =", "not valid TOML"),
+    ],
+)
+def test_wrong_configurations_are_refused(data: Path, change: str, message: str) -> None:
+    (data / "bad.toml").write_text(change + "\n" + TOML)
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.read(data / "bad.toml")
+
+
+def test_missing_data_are_named(data: Path) -> None:
+    config = TrainConfig.read(data / "tiny.toml")
+    with pytest.raises(ValueError, match="--data"):
+        train(config, data / "out")
+    (data / "b.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.nii\.gz"):
+        train(config, data / "out", data=data)
