@@ -1,0 +1,149 @@
+"""Speed of the CT operator and of its exact adjoint, against ASTRA (CPU) and deepinv, in one process.
+
+    OMP_NUM_THREADS=2 python benchmarks/operators_speed.py [--rounds 40]
+
+256 x 256 image, 60 parallel views over 180 degrees, 363 detector elements, float32, 2 threads. The contestants take
+turns, so that a disturbance of the machine hits all of them; medians are printed. ASTRA's CPU projectors use one
+thread by construction. On a machine that is busy with other work, set OMP_WAIT_POLICY=passive: otherwise the threads
+of torch spin while waiting for each other and lose whole time slices.
+
+Peers: ASTRA 'linear' (Joseph, the same discretisation), through the faster of ``direct_FP/BP`` and linked data;
+deepinv ``Tomography`` (rotate and sum, unit pixels) with ``A`` and ``A_adjoint``. Peers that cannot be imported are
+skipped with a note.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from invdiff.operators.ct import CT
+from invdiff.operators.ct_geometry import ParallelBeam
+
+N, VIEWS = 256, 60
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+def ours(A: CT, batch: int) -> Pair:
+    x = torch.rand(batch, *A.in_shape)
+    y, AH = A(x), A.H
+    return (lambda: A(x)), (lambda: AH(y))
+
+
+def astra_pairs(geometry: ParallelBeam) -> dict[str, Pair]:
+    import astra
+
+    volume = astra.create_vol_geom(N, N)
+    beam = astra.create_proj_geom("parallel", 1.0, geometry.n_detectors, np.array(geometry.angles))
+    projector = astra.create_projector("linear", beam, volume)
+    x = np.random.default_rng(0).random((N, N), dtype=np.float32)
+    y = np.zeros((VIEWS, geometry.n_detectors), np.float32)
+    back = np.zeros_like(x)
+    pairs: dict[str, Pair] = {}
+
+    x_id, y_id = astra.data2d.link("-vol", volume, x), astra.data2d.link("-sino", beam, y)
+    back_id = astra.data2d.link("-vol", volume, back)
+    algorithms = []
+    for kind, volume_id in (("FP", x_id), ("BP", back_id)):
+        config = astra.astra_dict(kind)
+        config["ProjectorId"], config["ProjectionDataId"] = projector, y_id
+        config["VolumeDataId" if kind == "FP" else "ReconstructionDataId"] = volume_id
+        algorithms.append(astra.algorithm.create(config))
+    pairs["astra linear, linked"] = tuple(lambda a=a: astra.algorithm.run(a) for a in algorithms)  # type: ignore[assignment]
+    if hasattr(astra.projector, "direct_FP"):
+        pairs["astra linear, direct"] = (
+            lambda: astra.projector.direct_FP(projector, x, out=y),
+            lambda: astra.projector.direct_BP(projector, y, out=back),
+        )
+    return pairs
+
+
+def deepinv_pair(geometry: ParallelBeam) -> tuple[Pair, float]:
+    import deepinv
+
+    degrees = torch.rad2deg(torch.tensor(geometry.angles, dtype=torch.float32))
+    physics = deepinv.physics.Tomography(angles=degrees, img_width=N, circle=False, normalize=False)
+    x = torch.rand(1, 1, N, N)
+    y = physics.A(x)
+    v = torch.randn_like(y)
+    error = abs(float((y * v).sum() - (x * physics.A_adjoint(v)).sum())) / float(y.norm() * v.norm())
+    return ((lambda: physics.A(x)), (lambda: physics.A_adjoint(y))), error
+
+
+def measure(pairs: dict[str, Pair], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median milliseconds of both functions of every pair; one call of each per round, in turn."""
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in pairs}
+    for round_ in range(rounds + 3):
+        for name, functions in pairs.items():
+            for record, function in zip(times[name], functions, strict=True):
+                function()  # brings the data back into the cache, as inside an iterative algorithm
+                start = time.perf_counter()
+                function()
+                if round_ >= 3:
+                    record.append(1e3 * (time.perf_counter() - start))
+    return {name: (statistics.median(a), statistics.median(b)) for name, (a, b) in times.items()}
+
+
+def adjoint_error(A: CT) -> float:
+    x, y = torch.rand(A.in_shape, dtype=A.dtype), torch.randn(A.out_shape, dtype=A.dtype)
+    return abs(float((A(x) * y).sum() - (x * A.H(y)).sum())) / float(A(x).norm() * y.norm())
+
+
+def version(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} absent"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    rounds = parser.parse_args().rounds
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    print(", ".join(map(version, ("torch", "astra-toolbox", "deepinv"))), f"; {torch.get_num_threads()} threads")
+
+    geometry = ParallelBeam.covering((N, N), 1.0, VIEWS)
+    start = time.perf_counter()
+    A = CT(geometry)
+    print(f"{A!r}: built in {time.perf_counter() - start:.2f} s, {A._pair.nbytes / 1e6:.0f} MB")
+
+    pairs: dict[str, Pair] = {"invdiff CT": ours(A, 1)}
+    errors = {"invdiff CT": adjoint_error(A), "invdiff CT, float64": adjoint_error(A.to(dtype=torch.float64))}
+    try:
+        pairs |= astra_pairs(geometry)
+    except ImportError as error:
+        print(f"astra skipped: {error}")
+    try:
+        pairs["deepinv Tomography"], errors["deepinv Tomography"] = deepinv_pair(geometry)
+    except ImportError as error:
+        print(f"deepinv skipped: {error}")
+
+    result = measure(pairs, rounds)
+    our_a, our_h = result["invdiff CT"]
+    print(f"\none image, median ms of {rounds}{'A':>13}{'A.H':>9}{'pair':>9}   times ours: A, A.H, pair")
+    for name, (a, h) in result.items():
+        ratios = f"{a / our_a:10.1f}{h / our_h:8.1f}{(a + h) / (our_a + our_h):8.1f}"
+        print(f"{name:30}{a:9.2f}{h:9.2f}{a + h:9.2f}{ratios}")
+
+    print("\ninvdiff CT, ms per image          A      A.H     pair")
+    batches = {f"batch {b}": ours(A, b) for b in (1, 8, 32)}
+    for (name, (a, h)), b in zip(measure(batches, rounds).items(), (1, 8, 32), strict=True):
+        print(f"{name:26}{a / b:9.2f}{h / b:9.2f}{(a + h) / b:9.2f}")
+
+    print("\nadjoint error |<Ax,y> - <x,A'y>| / (|Ax| |y|)")
+    for name, error in errors.items():
+        print(f"{name:26}{error:9.1e}")
+
+
+if __name__ == "__main__":
+    main()

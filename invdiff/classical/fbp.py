@@ -1,0 +1,208 @@
+"""Filtered back projection for parallel beams and for fan beams with a flat detector.
+
+Source: A. C. Kak and M. Slaney, Principles of Computerized Tomographic Imaging, IEEE Press 1988, section 3.3
+(parallel beam, band-limited ramp, eq. 61) and 3.4.2 (equally spaced collinear detectors, eqs. 130-146).
+Fan-beam arcs shorter than a turn are weighted as in F. Noo, M. Defrise, R. Clackdoyle and H. Kudo, Phys. Med.
+Biol. 47, 2525-2546, 2002.
+
+It assumes noise-free, complete data; few or missing views give streaks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invdiff.algorithms.draw import Callback
+from invdiff.classical.point import point_estimate
+from invdiff.measurement import Measurement
+from invdiff.operators.ct import CT
+from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
+from invdiff.posterior import Posterior
+from invdiff.priors.denoiser import Prior
+
+# Apodisation by frequency, as a fraction of the Nyquist frequency.
+WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ram-lak": torch.ones_like,
+    "shepp-logan": lambda f: torch.sinc(f / 2),
+    "cosine": lambda f: torch.cos(math.pi * f / 2),
+    "hamming": lambda f: 0.54 + 0.46 * torch.cos(math.pi * f),
+    "hann": lambda f: 0.5 + 0.5 * torch.cos(math.pi * f),
+}
+TAPER = math.radians(10)  # width over which the ends of a fan-beam arc fade out
+# A gap between views counts as not measured if it is both this many usual steps wide and this wide (rad).
+MISSING_STEPS, MISSING_GAP = 4.0, math.radians(10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FBP:
+    """Filtered back projection of a :class:`CT` measurement. Label: *point estimate*.
+
+    Args:
+        window: apodisation of the ramp filter, a key of ``WINDOWS``; "ram-lak" is the pure ramp (sharpest,
+            noisiest), "hann" the smoothest.
+    """
+
+    window: str = "ram-lak"
+
+    bibtex: ClassVar[str] = """@book{kak1988principles,
+  author    = {Kak, Avinash C. and Slaney, Malcolm},
+  title     = {Principles of Computerized Tomographic Imaging},
+  publisher = {IEEE Press},
+  year      = {1988}
+}"""
+
+    def __post_init__(self) -> None:
+        _check_window(self.window)
+
+    def __call__(
+        self,
+        prior: Prior | None,
+        measurement: Measurement,
+        *,
+        n_samples: int = 1,
+        seed: int = 0,
+        batch_size: int | None = None,
+        callback: Callback | None = None,
+    ) -> Posterior:
+        """Same call as an algorithm; ``prior`` is not used and ``n_samples`` must be 1.
+
+        Raises:
+            TypeError: the measurement's operator is not a :class:`CT`.
+            ValueError: ``n_samples`` is not 1.
+        """
+        begun = time.monotonic()
+        A = measurement.A
+        if not isinstance(A, CT):
+            raise TypeError(f"FBP needs a CT operator (parallel or fan beam), got {A!r}.")
+        x = fbp(measurement.y, A.geometry, window=self.window)
+        return point_estimate(self, x, measurement, n_samples=n_samples, seed=seed, begun=begun)
+
+
+def fbp(y: Tensor, geometry: ParallelBeam | FanBeam, *, window: str = "ram-lak") -> Tensor:
+    """Filtered back projection.
+
+    Angles need not be equispaced: each view counts by the trapezoidal rule. A parallel beam measures a line
+    again half a turn later, and a fan beam measures most lines twice in a turn; both are accounted for, and so
+    is a view given twice. A contiguous part of the turn is reconstructed as far as it determines the image.
+
+    Args:
+        y: line integrals, (..., n_views, n_detectors), real.
+        geometry: its views, in the same order. A detector offset is taken into account, but every view must see
+            the whole object: what lies beyond the detector counts as zero.
+        window: key of ``WINDOWS``.
+
+    Returns:
+        Attenuation in 1/mm, (..., ny, nx), dtype and device of ``y``.
+    """
+    _check_window(window)
+    if not isinstance(geometry, ParallelBeam | FanBeam):
+        raise TypeError(f"geometry must be a ParallelBeam or a FanBeam, got {type(geometry).__name__}.")
+    expected = (geometry.n_views, geometry.n_detectors)
+    if tuple(y.shape[-2:]) != expected:
+        raise ValueError(f"y must end in (n_views, n_detectors) = {expected}, got shape {tuple(y.shape)}.")
+
+    fan = isinstance(geometry, FanBeam)
+    shrink = 1 / geometry.magnification if fan else 1.0  # the detector is moved to the rotation axis
+    u = torch.from_numpy(geometry.detector_positions()).to(y.device) * shrink
+    spacing = geometry.detector_spacing * shrink
+    angles = np.asarray(geometry.angles)
+    rays = torch.from_numpy(view_weights(angles, 2 * math.pi if fan else math.pi)[:, None]).to(y.device)
+    if fan:
+        gamma = np.arctan(geometry.detector_positions() / geometry.source_detector)
+        rays = rays * torch.from_numpy(redundancy_weights(angles, gamma)).to(y.device)
+        rays = rays * geometry.source_origin / torch.sqrt(geometry.source_origin**2 + u**2)
+    # The filtered views do not end with the detector; without their tails the image's corners would not be zero.
+    reach = geometry.radius / math.sqrt(1 - (geometry.radius / geometry.source_origin) ** 2) if fan else geometry.radius
+    n_pad = max(0, math.ceil((reach - float(min(-u[0], u[-1]))) / spacing)) + 1
+    padded = torch.nn.functional.pad(y.double() * rays, (n_pad, n_pad))
+    filtered = ramp_filter(padded, spacing, window).to(y.dtype)
+
+    x_axis, y_axis = (torch.from_numpy(a).to(y.device, y.dtype) for a in geometry.pixel_centres())
+    image = y.new_zeros(*y.shape[:-2], *geometry.image_shape)
+    for view, t in enumerate(geometry.angles):
+        along = x_axis * math.cos(t) + y_axis[:, None] * math.sin(t)
+        if fan:
+            # U = distance to the source along the central ray, over source_origin
+            U = 1 - (x_axis * math.sin(t) - y_axis[:, None] * math.cos(t)) / geometry.source_origin
+            along = along / U
+        position = (along - float(u[0])) / spacing + n_pad
+        left = position.floor()
+        fraction, index = position - left, left.long()
+        row = filtered[..., view, :]
+        value = torch.lerp(row[..., index], row[..., index + 1], fraction)
+        image += value / U**2 if fan else value
+    return image
+
+
+def ramp_filter(y: Tensor, spacing: float, window: str) -> Tensor:
+    """Convolve the last dimension with the band-limited ramp, sampled in space so that its mean is right.
+
+    h(0) = 1 / (4 spacing^2), h(n) = -1 / (pi n spacing)^2 for odd n, 0 for even n; zero-padded to a power of two
+    of at least twice the length, so that the circular convolution is a linear one.
+    """
+    length = 1 << (2 * y.shape[-1] - 1).bit_length()
+    n = torch.fft.fftfreq(length, 1 / length, dtype=y.dtype, device=y.device)
+    h = torch.where(n.long() % 2 == 0, 0.0, -1 / (math.pi * n * spacing).square())
+    h[0] = 1 / (4 * spacing**2)
+    response = torch.fft.rfft(h).real * WINDOWS[window](torch.linspace(0, 1, length // 2 + 1).to(h))
+    return spacing * torch.fft.irfft(torch.fft.rfft(y, length) * response, length)[..., : y.shape[-1]]
+
+
+def view_weights(angles: np.ndarray, period: float) -> np.ndarray:
+    """Trapezoidal weight of each view, rad: half the distance to its two neighbours around ``period``.
+
+    The widest gap counts as not measured, and its ends get nothing from it, if it is more than ``MISSING_STEPS``
+    times the median step and more than ``MISSING_GAP``. Equal angles share their weight.
+    """
+    order, gaps, missing = _gaps(angles, period)
+    gaps = np.where(missing, 0.0, gaps)
+    weights = np.empty(len(angles))
+    weights[order] = (gaps + np.roll(gaps, 1)) / 2
+    return weights
+
+
+def redundancy_weights(angles: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+    """Share of each fan-beam ray in its line, (n_views, n_detectors), in (0, 1].
+
+    The ray at view ``t`` and fan angle ``gamma`` is measured again, backwards, at ``t + pi - 2 gamma``. The two
+    shares add up to 1: one half each in a full turn; in a shorter arc ``c / (c + c')`` with a smooth ``c`` that
+    fades towards the ends of the arc, and 1 where the line is measured once.
+    """
+    order, gaps, missing = _gaps(angles, 2 * math.pi)
+    if not missing.any():
+        return np.full((len(angles), len(gamma)), 0.5)
+    gap = int(np.argmax(missing))
+    start, length = angles[order[(gap + 1) % len(angles)]], 2 * math.pi - gaps[gap]
+
+    def c(t: np.ndarray) -> np.ndarray:
+        s = (t - start + 1e-9) % (2 * math.pi)
+        depth = np.clip(np.minimum(s, length - s) / TAPER, 0, 1)
+        return np.where(s <= length + 2e-9, 1e-6 + np.sin(math.pi / 2 * depth) ** 2, 0.0)
+
+    own = c(angles)[:, None]
+    return own / (own + c(angles[:, None] + math.pi - 2 * gamma))
+
+
+def _gaps(angles: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order of the angles around ``period``, the gap after each, and which gap (at most one) is not measured."""
+    wrapped = np.mod(angles, period)
+    wrapped[period - wrapped < 1e-9] = 0.0
+    order = np.argsort(wrapped, kind="stable")
+    gaps = np.diff(wrapped[order], append=wrapped[order[0]] + period)
+    steps = np.sort(gaps[gaps > 1e-9])
+    widest = np.arange(len(gaps)) == np.argmax(gaps)
+    usual = steps[(len(steps) - 1) // 2]
+    return order, gaps, widest & (gaps > max(MISSING_STEPS * usual, MISSING_GAP))
+
+
+def _check_window(window: str) -> None:
+    if window not in WINDOWS:
+        raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {window!r}.")

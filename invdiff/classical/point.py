@@ -1,0 +1,36 @@
+"""What the classical reconstructions share: one image packed as a posterior of one sample."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import Tensor
+
+from invdiff.measurement import Measurement
+from invdiff.operators.base import LinearOperator
+from invdiff.posterior import Posterior
+
+
+def point_estimate(
+    method: Any, x: Tensor, measurement: Measurement, *, n_samples: int, seed: int, begun: float
+) -> Posterior:
+    """Pack ``x`` (\\*in_shape, physical units). ``begun``: ``time.monotonic()`` at the start of the work."""
+    if n_samples != 1:
+        raise ValueError(f"{type(method).__name__} is a point estimate: n_samples must be 1, got {n_samples}.")
+    return Posterior(
+        samples=x[None],
+        units=measurement.units,
+        algorithm=repr(method),
+        seed=seed,
+        item=measurement.item,
+        seconds=time.monotonic() - begun,
+        metadata=dict(measurement.metadata),
+    )
+
+
+def require_linear(method: Any, measurement: Measurement) -> LinearOperator:
+    """The measurement's operator, if linear; TypeError otherwise."""
+    if not isinstance(measurement.A, LinearOperator):
+        raise TypeError(f"{type(method).__name__} needs a linear operator, got {measurement.A!r}.")
+    return measurement.A

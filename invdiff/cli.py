@@ -1,0 +1,327 @@
+"""The command line: ``invdiff demo | reconstruct | list | cite | train | prior info``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Diffusion posterior sampling for imaging inverse problems.",
+)  # fmt: skip
+prior_app = typer.Typer(no_args_is_help=True, help="What is known about a prior.")
+app.add_typer(prior_app, name="prior")
+console = Console()
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow a non-empty output folder.")]
+
+# What a wrong file, value or combination raises: shown as one line, with exit status 2. Anything else is a
+# defect of the program and keeps its traceback.
+USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ArithmeticError)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Print an error as one line and leave with status 2."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    Console(stderr=True).print(f"[bold red]error:[/] {_plain(str(text))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def progress_bar(title: str, n_steps: int) -> Callable[..., None]:
+    """A callback that shows a bar with the time left."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=n_steps, desc=title, unit="step", dynamic_ncols=True)
+
+    def callback(step: int, n_steps: int, *_: Any, **state: Any) -> None:
+        bar.update(step - bar.n if step > bar.n else 0)
+        if step == n_steps:
+            bar.refresh()
+            bar.close()
+
+    return callback
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("invdiff-demo"),
+    samples: Annotated[int, typer.Option(min=2, help="Posterior samples per problem.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Sparse-view CT and accelerated MRI from real images, with shipped priors; offline, about two minutes."""
+    from invdiff.demo import run_demo
+    from invdiff.posterior import peak_memory
+    from invdiff.storage import require_empty
+
+    try:
+        require_empty(out, overwrite=overwrite)
+        scores = run_demo(out, n_samples=samples, seed=seed, progress=progress_bar)
+    except USER_ERRORS as error:
+        fail(error)
+    table = Table("problem", "reconstruction", "PSNR dB", "SSIM", "data chi2", "seconds", "network evaluations")
+    for s in scores:
+        table.add_row(
+            s.problem, s.reconstruction, f"{s.psnr:.2f}", f"{s.ssim:.3f}", f"{s.chi2:.2f}", f"{s.seconds:.1f}",
+            f"{s.nfe:.0f}",
+        )  # fmt: skip
+    console.print(table)
+    console.print("Seconds are for all samples together, network evaluations per sample. chi2 is 1 for the truth.")
+    console.print(
+        f"Samples, mean, standard deviation and figure.png are in {out}/; peak memory {peak_memory() / 2**30:.1f} GB."
+    )
+
+
+@app.command()
+def reconstruct(
+    file: Annotated[Path, typer.Argument(help="A saved Measurement (.h5) or an HTC 2022 file (.mat).")],
+    prior: Annotated[str, typer.Option(help="A shipped prior's name or a .safetensors file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    algorithm: Annotated[str, typer.Option(help="See 'invdiff list'.")] = "daps",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the algorithm; repeatable."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Posterior samples.")] = 8,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at a time (default: all).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    views: Annotated[int | None, typer.Option(min=1, help="Use this many equispaced views (.mat).")] = None,
+    angles: Annotated[
+        str | None, typer.Option(metavar="START:STOP", help="Use the views in this arc, degrees (.mat).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    overwrite: Overwrite = False,
+) -> None:
+    """Reconstruct one file: samples, mean, standard deviation, and a figure (next to FBP for CT)."""
+    from invdiff.algorithms import ALGORITHMS
+    from invdiff.algorithms.configure import configure
+    from invdiff.classical import FBP
+    from invdiff.operators import CT
+    from invdiff.plot import Row, save_panels
+    from invdiff.priors import load_prior
+    from invdiff.storage import require_empty
+
+    try:
+        require_empty(out, overwrite=overwrite)
+        sampler = configure(lookup(ALGORITHMS, algorithm, "algorithm"), parse_assignments(set_ or []))
+        loaded = load_prior(prior, device=device)
+        measurement = read_measurement(file, views=views, angles=angles).to(device=device)
+        loaded.in_model_units(measurement)  # do the two fit?
+        n_steps = getattr(sampler, "n_anneal", None) or sampler.n_steps
+        posterior = sampler(
+            loaded, measurement, n_samples=samples, seed=seed, batch_size=batch_size,
+            callback=progress_bar(algorithm, n_steps),
+        )  # fmt: skip
+        posterior.save(out, overwrite=overwrite)
+        classical = ("FBP", FBP()(None, measurement)) if isinstance(measurement.A, CT) else None
+        row = Row(title=file.stem, posterior=posterior, classical=classical, reference=measurement.reference)
+        save_panels([row], out / "figure.png")
+    except USER_ERRORS as error:
+        fail(error)
+    chi2, chi2_mean = float(measurement.chi2(posterior.samples).mean()), float(measurement.chi2(posterior.mean))
+    console.print(repr(posterior), highlight=False, soft_wrap=True)
+    console.print(f"data chi2: {chi2:.2f} per sample, {chi2_mean:.2f} of the mean; written to {out}/")
+
+
+@app.command("list")
+def list_() -> None:
+    """Operators, priors, algorithms, classical methods and file formats."""
+    from invdiff.algorithms import ALGORITHMS
+    from invdiff.classical import CLASSICAL
+    from invdiff.operators import OPERATORS
+    from invdiff.priors import shipped_priors
+
+    for title, entries in (
+        ("algorithms", {k: _first_line(v) for k, v in ALGORITHMS.items()}),
+        ("classical", {k: _first_line(v) for k, v in CLASSICAL.items()}),
+        ("priors", {k: _first_card_line(p) for k, p in shipped_priors().items()}),
+        ("operators", {k: _first_line(v) for k, v in OPERATORS.items()}),
+        ("formats", FORMATS),
+    ):
+        table = Table("name", "what", title=title, title_justify="left", show_header=False)
+        for name, what in entries.items():
+            table.add_row(name, _plain(what))
+        console.print(table)
+
+
+@app.command()
+def cite(name: Annotated[str, typer.Argument(help="An algorithm or classical method.")]) -> None:
+    """BibTeX of a method."""
+    from invdiff.algorithms import ALGORITHMS
+    from invdiff.classical import CLASSICAL
+
+    try:
+        method = lookup({**ALGORITHMS, **CLASSICAL}, name, "method")
+    except USER_ERRORS as error:
+        fail(error)
+    typer.echo(method.bibtex)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A training TOML file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same folder continues it.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the volumes; needed the first time.")] = None,
+    max_minutes: Annotated[float, typer.Option(help="Stop, checkpointed, after this time.")] = float("inf"),
+    device: Annotated[str | None, typer.Option(help="Default: an accelerator if there is one.")] = None,
+) -> None:
+    """Train a prior, or continue training it."""
+    from tqdm import tqdm
+
+    from invdiff.priors.train import TrainConfig
+    from invdiff.priors.train import train as run
+
+    try:
+        if not config.is_file():
+            raise FileNotFoundError(f"No such file: {config}")
+        settings = TrainConfig.read(config)
+        with tqdm(total=settings.n_steps, desc=settings.name, unit="step", dynamic_ncols=True) as bar:
+
+            def callback(step: int, n_steps: int, loss: float) -> None:
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+            path = run(settings, out, data=data, max_minutes=max_minutes, device=device, callback=callback)
+    except USER_ERRORS as error:
+        fail(error)
+    console.print(
+        f"Finished: {path}" if path else f"Stopped before the last step; the same command continues from {out}/."
+    )
+
+
+@prior_app.command("info")
+def prior_info(
+    name: Annotated[str, typer.Argument(help="A shipped prior's name or a .safetensors file.")],
+) -> None:
+    """Everything known about a prior."""
+    from invdiff.priors import load_prior
+
+    try:
+        p = load_prior(name)
+    except USER_ERRORS as error:
+        fail(error)
+    n = sum(q.numel() for q in p.module.parameters())
+    table = Table("", "", show_header=False)
+    for key, value in (
+        ("name", p.info.name),
+        ("image", " x ".join(map(str, p.shape))),
+        ("values", f"{p.info.value_range[0]:g} to {p.info.value_range[1]:g}; 1 is {p.info.quantity}"),
+        (
+            "pixel size",
+            "" if p.info.pixel_size is None else f"{p.info.pixel_size[0]:g} to {p.info.pixel_size[1]:g} mm",
+        ),
+        ("sigma", f"{p.sigma_min:g} to {p.sigma_max:g} (model units, range 2)"),
+        ("parameters", f"{n:,}"),
+        ("trained on", p.info.trained_on),
+        ("licence", p.info.licence),
+        ("sha256", p.info.sha256),
+        *((k, v) for k, v in p.info.details.items() if k != "denoising_psnr"),
+    ):
+        table.add_row(key, _plain(str(value)))
+    console.print(table)
+    if curve := p.info.details.get("denoising_psnr"):
+        levels = Table(
+            "sigma",
+            "noisy",
+            "TV",
+            "prior",
+            title="denoising held-out slices, PSNR in dB",
+            title_justify="left",
+        )
+        for r in curve:
+            levels.add_row(*(f"{r[k]:g}" if k == "sigma" else f"{r[k]:.1f}" for k in ("sigma", "noisy", "tv", "prior")))
+        console.print(levels)
+
+
+FORMATS = {
+    ".h5": "a Measurement written by Measurement.save",
+    ".mat": "Helsinki Tomography Challenge 2022: real fan-beam sinogram with its geometry",
+}
+
+
+def read_measurement(file: Path, *, views: int | None, angles: str | None) -> Any:
+    """A Measurement from any known file. Raises FileNotFoundError, or ValueError for another suffix."""
+    from invdiff.datasets import read_htc
+    from invdiff.measurement import Measurement
+
+    if not file.is_file():
+        raise FileNotFoundError(f"No such file: {file}")
+    if file.suffix not in FORMATS:
+        raise ValueError(f"Unknown file type {file.suffix!r} of {file.name}; known: {', '.join(FORMATS)}.")
+    if file.suffix == ".mat":
+        return read_htc(file, views=views, angles=parse_arc(angles))
+    if views is not None or angles is not None:
+        raise ValueError("--views and --angles choose views of a .mat file; a saved Measurement is used as it is.")
+    return Measurement.load(file)
+
+
+def parse_arc(text: str | None) -> tuple[float, float] | None:
+    """``START:STOP`` in degrees. Raises ValueError."""
+    if text is None:
+        return None
+    try:
+        start, stop = (float(v) for v in text.split(":"))
+    except ValueError:
+        raise ValueError(f"--angles takes START:STOP in degrees, e.g. 0:90, got {text!r}.") from None
+    return start, stop
+
+
+def parse_assignments(texts: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs: numbers and booleans as in TOML, anything else is text. Raises ValueError."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set takes NAME=VALUE, got {text!r}.")
+        values[name.strip()] = _number(value.strip())
+    return values
+
+
+def _number(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def lookup(table: dict[str, type], name: str, what: str) -> Any:
+    """An entry of a literal table, or a plug-in ``package.module:Class``. Raises KeyError with the known names."""
+    if name in table:
+        return table[name]
+    if ":" in name:
+        import importlib
+
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise KeyError(f"Cannot load the {what} {name!r}: {error}.") from None
+    raise KeyError(f"No {what} {name!r}; there are {', '.join(table)} (or package.module:Class).")
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def _first_card_line(path: Path) -> str:
+    import json
+
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as f:
+        return str(json.loads(f.metadata()["invdiff"])["info"]["trained_on"])
