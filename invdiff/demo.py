@@ -46,14 +46,17 @@ class Problem:
 
 
 PROBLEMS = (
-    Problem(title="CT, 40 views", measurement=sparse_view_ct, prior="ct-128", classical_name="FBP", classical=FBP()),
+    Problem(
+        title="CT, 40 views", measurement=sparse_view_ct, prior="ct-128", classical_name="FBP",
+        classical=FBP(window="hann"),
+    ),
     Problem(
         title="brain MRI, 4x, 8 coils", measurement=accelerated_mri, prior="brain-mri-128", classical_name="CG-SENSE",
         classical=CGSense(),
     ),
 )  # fmt: skip
 
-ALGORITHM = DAPS(n_anneal=50, n_ode=2)
+ALGORITHM = DAPS(n_anneal=150)
 
 
 def run_demo(

@@ -82,8 +82,8 @@ def _draw_row(figure: Figure, axes: Sequence, row: Row) -> None:
     for ax, (title, x) in zip(axes, grey + heat, strict=False):
         is_heat = any(title == t for t, _ in heat)
         shown = ax.imshow(
-            x[0].cpu(), cmap="magma" if is_heat else "gray", vmin=0 if is_heat else lo, vmax=top if is_heat else hi,
-            interpolation="nearest",
+            x[0].detach().cpu().numpy(), interpolation="nearest", cmap="magma" if is_heat else "gray",
+            vmin=0 if is_heat else lo, vmax=top if is_heat else hi,
         )  # fmt: skip
         ax.set_title(title, fontsize=9)
         ax.set_xlabel(notes.get(title, ""), fontsize=7.5)

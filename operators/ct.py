@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from invdiff.operators.base import LinearOperator
 from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
 from invdiff.operators.ct_matrix import SparsePair, joseph_matrix
 
+Geometry = ParallelBeam | FanBeam
 SAME_ANGLE = 1e-9  # rad
+MAX_BATCH_BYTES = 512 * 2**20  # largest full matrix (with its transpose) that is kept beside a folded one
 
 
 class CT(LinearOperator):
@@ -22,11 +25,12 @@ class CT(LinearOperator):
 
     Images ``(..., 1, ny, nx)`` are linear attenuation coefficients in 1/mm, sinograms ``(..., 1, n_views,
     n_detectors)`` are line integrals, without unit. The projector is a stored sparse matrix with its stored
-    transpose, so the adjoint is exact. Views that are mirror images or quarter turns of each other share one
-    part of the matrix (:class:`_Symmetry`). Memory is about ``32 * n_views * n_detectors * n`` bytes for an
-    ``n x n`` image, divided by 4 (parallel) or 8 (fan) where equispaced views and a centred detector allow
-    the sharing. Weights are computed in float64 and stored in float32; ``.to(dtype=torch.float64)`` widens the
-    same weights.
+    transpose, so the adjoint is exact; together they take about ``32 * n_views * n_detectors * n`` bytes for an
+    ``n x n`` image. Where the views are turned or mirrored copies of each other (equispaced, with a centred
+    detector and a square image), single images use a matrix up to 8 times smaller, which is faster
+    (:class:`_Folded`); batches use the full one, unless it is too large.
+
+    Weights are computed in float64 and stored in float32; ``.to(dtype=torch.float64)`` widens the same weights.
 
     Args:
         geometry: :class:`ParallelBeam` or :class:`FanBeam`.
@@ -39,101 +43,112 @@ class CT(LinearOperator):
 
     adjoint_as_backward = True
 
-    def __init__(self, geometry: ParallelBeam | FanBeam, supersampling: int = 1) -> None:
-        if not isinstance(geometry, ParallelBeam | FanBeam):
+    def __init__(self, geometry: Geometry, supersampling: int = 1) -> None:
+        if not isinstance(geometry, Geometry):
             raise TypeError(f"geometry must be a ParallelBeam or a FanBeam, got {type(geometry).__name__}.")
         super().__init__((1, *geometry.image_shape), (1, geometry.n_views, geometry.n_detectors))
         self.geometry, self.supersampling = geometry, supersampling
-        self._symmetry = _Symmetry(geometry)
-        origins, directions = self._symmetry.stored.rays(supersampling)
-        self._pair = SparsePair(
-            joseph_matrix(origins, directions, geometry.image_shape, geometry.pixel_size, supersampling=supersampling)
-        )
+        symmetry = _Symmetry(geometry)
+        self._folded = _Folded(symmetry, geometry, supersampling) if symmetry.shrinks else None
+        self._pair: SparsePair | None = None
+        if self._folded is None or symmetry.factor * self._folded.pair.nbytes <= MAX_BATCH_BYTES:
+            matrix = joseph_matrix(
+                *geometry.rays(supersampling), geometry.image_shape, geometry.pixel_size, supersampling=supersampling
+            )
+            self._pair = SparsePair(matrix)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._symmetry.gather_views(self._pair.apply(self._symmetry.copies(x)))
+        if self._folded is not None and (len(x) == 1 or self._pair is None):
+            return torch.cat([self._folded.apply(i) for i in x.reshape(len(x), -1)]).reshape(-1, *self.out_shape)
+        return self._pair.apply(x.reshape(len(x), -1).T).T.reshape(-1, *self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._symmetry.sum_copies(self._pair.apply_transpose(self._symmetry.scatter_views(y)))
+        if self._folded is not None and (len(y) == 1 or self._pair is None):
+            images = [self._folded.apply_transpose(i) for i in y.reshape(len(y), -1)]
+            return torch.cat(images).reshape(-1, *self.in_shape)
+        return self._pair.apply_transpose(y.reshape(len(y), -1).T).T.reshape(-1, *self.in_shape)
 
 
 class _Symmetry:
-    """Which views are quarter turns or mirror images of which others.
+    """Which rays are turned or mirrored copies of which others.
 
     Let R be a turn by 90 degrees and F the mirror x -> -x. Turning the image back is turning the scanner, so
     view ``t + 90 degrees`` of an image x is view ``t`` of x o R, and view ``-t`` is view ``t`` of x o F with the
-    detector reversed. For parallel beams view ``t + 180 degrees`` is view ``t`` with the detector reversed. So
-    for a square image and a centred detector every angle reduces to one in [0, 45] degrees, and equispaced
-    views share few. One product with the views stored, for the few turned and mirrored copies of the image as
-    columns, then gives all views; the matrix, whose size sets the speed, shrinks.
+    detector reversed. So for a square image and a centred detector every angle reduces to one in [0, 45] degrees,
+    and equispaced views share few. For parallel beams, half a turn reverses the detector: its upper half sees of x
+    what its lower half sees of x o R o R.
 
-    Where this would not at least halve the matrix, all views are stored and there is one copy, the image.
+    Attributes:
+        angles: the angles to store, rad.
+        n_elements: how many detector elements of each, from the first.
+        kinds: copies of the image needed, as (quarter turns, mirrored).
+        row, kind: (n_views, n_detectors), the stored ray that each ray is, and for which kind of image.
+        factor: number of rays over number of stored rays.
+        shrinks: whether storing the few pays.
     """
 
-    def __init__(self, geometry: ParallelBeam | FanBeam) -> None:
-        n_views, n_detectors = geometry.n_views, geometry.n_detectors
-        parallel = isinstance(geometry, ParallelBeam)
-        angles = np.asarray(geometry.angles)
-        turns = np.round(angles / (math.pi / 2)).astype(np.int64)
-        rest = angles - turns * (math.pi / 2)
-        mirrored = rest < -SAME_ANGLE
-        reversed_ = mirrored ^ (turns // 2 % 2 == 1) if parallel else mirrored
-        turns = turns % (2 if parallel else 4)
+    def __init__(self, geometry: Geometry) -> None:
+        angles, n_detectors = np.asarray(geometry.angles), geometry.n_detectors
+        quarter = np.round(angles / (math.pi / 2)).astype(np.int64)
+        rest = angles - quarter * (math.pi / 2)
+        mirrored = (rest < -SAME_ANGLE)[:, None]
         _, first, view = np.unique(np.round(np.abs(rest) / SAME_ANGLE), return_index=True, return_inverse=True)
-        kinds, kind = np.unique(2 * turns + mirrored, return_inverse=True)
+        element = np.where(mirrored, np.arange(n_detectors)[::-1], np.arange(n_detectors))
+        turns = np.broadcast_to(quarter[:, None], element.shape)
+        self.n_elements = n_detectors
+        if isinstance(geometry, ParallelBeam):
+            self.n_elements = (n_detectors + 1) // 2
+            turns = turns + 2 * (element >= self.n_elements)
+            element = np.minimum(element, n_detectors - 1 - element)
+        codes, kind = np.unique(2 * (turns % 4) + mirrored, return_inverse=True)
 
+        self.angles = tuple(np.abs(rest)[first])
+        self.kinds = [(int(code) // 2, bool(code % 2)) for code in codes]
+        self.row = view[:, None] * self.n_elements + element
+        self.kind = kind.reshape(element.shape)
+        self.factor = element.size / (len(first) * self.n_elements)
         ny, nx = geometry.image_shape
-        useful = 2 * len(first) <= n_views and len(first) * len(kinds) <= 1.5 * n_views
-        if ny == nx and geometry.detector_offset == 0 and useful:
-            self.stored = type(geometry)(**{**vars(geometry), "angles": tuple(np.abs(rest)[first])})
-            self.kinds = [(int(k) // 2, bool(k % 2)) for k in kinds]  # quarter turns, mirrored
-            element = np.where(reversed_[:, None], np.arange(n_detectors)[::-1], np.arange(n_detectors))
-            row = (view[:, None] * n_detectors + element) * len(kinds) + kind[:, None]
-            self._row: Tensor | None = torch.from_numpy(row.ravel())
-        else:
-            self.stored, self.kinds, self._row = geometry, [(0, False)], None
-        self._in_shape, self._out_shape = (1, ny, nx), (1, n_views, n_detectors)
-        self._n_rows = len(self.stored.angles) * n_detectors
+        fits = ny == nx and geometry.detector_offset == 0
+        self.shrinks = fits and self.factor >= 2 and len(self.kinds) <= 1.5 * self.factor
 
-    def copies(self, x: Tensor) -> Tensor:
-        """(batch, 1, ny, nx) to columns (ny * nx, batch * n_kinds)."""
-        if self._row is None:
-            return x.reshape(len(x), -1).T
-        turned = [torch.rot90(x, -turns, (-2, -1)) if turns else x for turns, _ in self.kinds]
-        copies = [t.flip(-1) if mirrored else t for t, (_, mirrored) in zip(turned, self.kinds, strict=True)]
-        columns = torch.stack(copies, -1).reshape(len(x), -1, len(copies))
-        return columns.transpose(0, 1).reshape(columns.shape[1], -1)
 
-    def sum_copies(self, columns: Tensor) -> Tensor:
-        """The transpose of :meth:`copies`."""
-        if self._row is None:
-            return columns.T.reshape(-1, *self._in_shape)
-        images = columns.reshape(len(columns), -1, len(self.kinds)).transpose(0, 1)
-        total = None
-        for image, (turns, mirrored) in zip(images.unbind(-1), self.kinds, strict=True):
-            copy_ = image.reshape(-1, *self._in_shape)
-            copy_ = copy_.flip(-1) if mirrored else copy_
-            copy_ = torch.rot90(copy_, turns, (-2, -1)) if turns else copy_
-            total = copy_ if total is None else total + copy_
-        return total
+class _Folded:
+    """The projector of one image as a product of the stored rays with a few copies of the image as columns.
 
-    def gather_views(self, columns: Tensor) -> Tensor:
-        """(n_rows, batch * n_kinds) to (batch, 1, n_views, n_detectors)."""
-        if self._row is not None:
-            columns = columns.reshape(self._n_rows, -1, len(self.kinds)).transpose(1, 2)
-            columns = columns.reshape(self._n_rows * len(self.kinds), -1).index_select(0, self._row)
-        return columns.T.reshape(-1, *self._out_shape)
+    Args:
+        symmetry: of the geometry; it must fit.
+        geometry, supersampling: as in :class:`CT`.
+    """
 
-    def scatter_views(self, y: Tensor) -> Tensor:
-        """The transpose of :meth:`gather_views`: entries that are no view's are zero."""
-        y = y.reshape(len(y), -1).T
-        if self._row is None:
-            return y
-        columns = y.new_zeros(self._n_rows * len(self.kinds), y.shape[1]).index_copy_(0, self._row, y)
-        return columns.reshape(self._n_rows, len(self.kinds), -1).transpose(1, 2).reshape(self._n_rows, -1)
+    def __init__(self, symmetry: _Symmetry, geometry: Geometry, supersampling: int) -> None:
+        rays = replace(geometry, angles=symmetry.angles).rays(supersampling)
+        origins, directions = (r[:, : symmetry.n_elements * supersampling] for r in rays)
+        self.pair = SparsePair(
+            joseph_matrix(origins, directions, geometry.image_shape, geometry.pixel_size, supersampling=supersampling)
+        )
+        self.n_kinds = len(symmetry.kinds)
+        pixels = np.arange(self.pair.shape[1]).reshape(geometry.image_shape)
+        turned = [(np.rot90(pixels, -turns), mirrored) for turns, mirrored in symmetry.kinds]
+        pixel = np.stack([(t[:, ::-1] if mirrored else t).ravel() for t, mirrored in turned], -1)
+        back = np.argsort(pixel, axis=0) * self.n_kinds + np.arange(self.n_kinds)
+        self._pixel = torch.from_numpy(pixel.ravel())  # of the image, for each (pixel, kind)
+        self._back = torch.from_numpy(back.ravel())  # (pixel, kind), for each (pixel of the image, kind)
+        self._ray = torch.from_numpy((symmetry.row * self.n_kinds + symmetry.kind).ravel())  # (row, kind), for each ray
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(n_pixels,) to (n_rays,)."""
+        copies = x.index_select(0, self._pixel).view(-1, self.n_kinds)
+        return self.pair.apply(copies).view(-1).index_select(0, self._ray)
+
+    def apply_transpose(self, y: Tensor) -> Tensor:
+        """(n_rays,) to (n_pixels,), the transpose of :meth:`apply`, step by step."""
+        rays = y.new_zeros(self.pair.shape[0] * self.n_kinds).index_copy_(0, self._ray, y)
+        copies = self.pair.apply_transpose(rays.view(-1, self.n_kinds))
+        return copies.view(-1).index_select(0, self._back).view(-1, self.n_kinds) @ y.new_ones(self.n_kinds)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Any:
-        """A copy on another device."""
+        """A copy in another precision and/or on another device."""
         new = copy.copy(self)
-        new._row = None if self._row is None else self._row.to(device=device)
+        new.pair = self.pair.to(dtype=dtype, device=device)
+        new._pixel, new._back, new._ray = (i.to(device=device) for i in (self._pixel, self._back, self._ray))
         return new

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CSR_MAX_COLUMNS = 8  # from here on embedding_bag is faster on a CPU
@@ -174,7 +173,7 @@ def _product(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def _bag(matrix: Tensor, x: Tensor) -> Tensor:
-    return F.embedding_bag(
+    return torch.nn.functional.embedding_bag(
         matrix.col_indices(), x.contiguous(), matrix.crow_indices(),
         mode="sum", per_sample_weights=matrix.values(), include_last_offset=True,
     )  # fmt: skip

@@ -6,9 +6,10 @@ Magnetic Resonance in Medicine 46 (2001).
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from invdiff.algorithms.draw import Callback, check_positive
 from invdiff.classical.point import point_estimate, require_linear
@@ -56,17 +57,16 @@ class CGSense:
         callback: Callback | None = None,
     ) -> Posterior:
         """Same call as an algorithm; ``prior`` is not used and ``n_samples`` must be 1."""
-        begun = time.monotonic()
         A = require_linear(self, measurement)
-        b = A.H(measurement.y)
         precision = measurement.noise.precision(measurement.y)
-        if self.weight is not None:
-            weight = self.weight
-        elif isinstance(precision, float):
-            weight = 1 / (precision * float(b.abs().square().mean()))
-        else:
+        if self.weight is None and not isinstance(precision, float):
             raise TypeError(
-                f"CGSense needs white Gaussian noise to choose its weight, got {measurement.noise!r}. Set weight."
+                f"CGSense needs white Gaussian noise to choose a weight, got {measurement.noise!r}. Set one."
             )
-        x = cg(lambda x: A.gram(x) + weight * x, b, item_ndim=len(A.in_shape), n_steps=self.n_steps)
-        return point_estimate(self, x, measurement, n_samples=n_samples, seed=seed, begun=begun)
+
+        def reconstruct() -> Tensor:
+            b = A.H(measurement.y)
+            weight = 1 / (precision * float(b.abs().square().mean())) if self.weight is None else self.weight
+            return cg(lambda x: A.gram(x) + weight * x, b, item_ndim=len(A.in_shape), n_steps=self.n_steps)
+
+        return point_estimate(self, reconstruct, measurement, n_samples=n_samples, seed=seed)

@@ -11,7 +11,6 @@ It assumes noise-free, complete data; few or missing views give streaks.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -78,12 +77,13 @@ class FBP:
             TypeError: the measurement's operator is not a :class:`CT`.
             ValueError: ``n_samples`` is not 1.
         """
-        begun = time.monotonic()
         A = measurement.A
         if not isinstance(A, CT):
             raise TypeError(f"FBP needs a CT operator (parallel or fan beam), got {A!r}.")
-        x = fbp(measurement.y, A.geometry, window=self.window)
-        return point_estimate(self, x, measurement, n_samples=n_samples, seed=seed, begun=begun)
+        geometry = A.geometry
+        return point_estimate(
+            self, lambda: fbp(measurement.y, geometry, window=self.window), measurement, n_samples=n_samples, seed=seed
+        )
 
 
 def fbp(y: Tensor, geometry: ParallelBeam | FanBeam, *, window: str = "ram-lak") -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +14,17 @@ from invdiff.posterior import Posterior
 
 
 def point_estimate(
-    method: Any, x: Tensor, measurement: Measurement, *, n_samples: int, seed: int, begun: float
+    method: Any, reconstruct: Callable[[], Tensor], measurement: Measurement, *, n_samples: int, seed: int
 ) -> Posterior:
-    """Pack ``x`` (\\*in_shape, physical units). ``begun``: ``time.monotonic()`` at the start of the work."""
+    """Time ``reconstruct``, which gives one image (\\*in_shape, physical units), and pack the image.
+
+    Raises:
+        ValueError: ``n_samples`` is not 1; before any work.
+    """
     if n_samples != 1:
         raise ValueError(f"{type(method).__name__} is a point estimate: n_samples must be 1, got {n_samples}.")
+    begun = time.monotonic()
+    x = reconstruct()
     return Posterior(
         samples=x[None],
         units=measurement.units,

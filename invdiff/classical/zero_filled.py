@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +37,5 @@ class ZeroFilled:
         callback: Callback | None = None,
     ) -> Posterior:
         """Same call as an algorithm; ``prior`` is not used and ``n_samples`` must be 1."""
-        begun = time.monotonic()
         A = require_linear(self, measurement)
-        return point_estimate(self, A.H(measurement.y), measurement, n_samples=n_samples, seed=seed, begun=begun)
+        return point_estimate(self, lambda: A.H(measurement.y), measurement, n_samples=n_samples, seed=seed)

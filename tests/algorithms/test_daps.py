@@ -76,8 +76,8 @@ def test_daps_follows_its_exactly_known_law(daps: DAPS) -> None:
 
 
 def test_daps_is_over_dispersed_where_the_data_are_silent() -> None:
-    # the known bias of r_t = sigma_t: the recursion's limit, against the exact posterior of the same problem
-    _, var = recursion(DAPS(n_anneal=200, n_ode=5, sigma_min=0.01, sigma_ode=0.005))
+    # the known bias of r_t = sigma_t: the exact law's variance against the exact posterior's, same problem
+    five, one = (recursion(DAPS(n_anneal=200, n_ode=n, sigma_min=0.01, sigma_ode=0.005))[1] for n in (5, 1))
     lam = COVARIANCE.eigenvalues
     impulse = torch.zeros(SHAPE, dtype=F64)
     impulse[..., 0, 0] = 1
@@ -85,8 +85,10 @@ def test_daps_is_over_dispersed_where_the_data_are_silent() -> None:
     exact = 1 / (1 / lam + h**2 / SIGMA**2)
     blind = exact / lam > 0.8
     assert bool(blind.any())
-    assert 1.4 < float((var / exact)[blind].mean()) < 2.1
-    assert float((var / exact).min()) > 0.9
+    # 1.7 to 1.8 was measured for DAPS with r = sigma in another implementation, on an image of this kind
+    assert 1.5 < float((five / exact)[blind].mean()) < 2.0
+    assert 1.05 < float((one / exact)[blind].mean()) < 1.25
+    assert float((one / exact).min()) > 0.9
 
 
 def test_costs_what_it_says() -> None:

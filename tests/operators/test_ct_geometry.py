@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
 
-PARALLEL = dict(image_shape=(8, 10), pixel_size=1.0, angles=(0.0, 0.7), n_detectors=4, detector_spacing=2.0)
-FAN = dict(PARALLEL, source_origin=50.0, source_detector=80.0)
+PARALLEL: dict[str, Any] = {
+    "image_shape": (8, 10), "pixel_size": 1.0, "angles": (0.0, 0.7), "n_detectors": 4, "detector_spacing": 2.0,
+}  # fmt: skip
+FAN: dict[str, Any] = {**PARALLEL, "source_origin": 50.0, "source_detector": 80.0}
 
 
 def test_parallel_ray_at_angle_zero_goes_down_through_u() -> None:

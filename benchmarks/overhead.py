@@ -1,0 +1,112 @@
+"""What DAPS and DPS cost per step over the bare network calls that the step must make, at 128 x 128.
+
+    python benchmarks/overhead.py [--rounds 7] [--threads 2]
+
+Bare cost: for DAPS ``n_ode`` evaluations of the denoiser, for DPS one evaluation and its backpropagation to the
+input. Both are timed in turn with the algorithm's own steps in the same process; the table shows medians over
+rounds and their ratio. The network is the shipped CT prior.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from invdiff import GaussianNoise, Measurement, load_prior
+from invdiff.algorithms import DAPS, DPS
+from invdiff.algorithms.kernels import Langevin
+from invdiff.datasets import sparse_view_ct
+from invdiff.operators import Blur, Inpainting, gaussian_psf, random_pixels
+from invdiff.priors import Prior
+
+SHAPE = (1, 128, 128)
+N_STEPS = 12
+
+
+def problems() -> dict[str, Measurement]:
+    """Three operators with images in model units: closed-form prox twice, conjugate gradients once."""
+    x = torch.zeros(SHAPE)
+    ct = sparse_view_ct()
+    return {
+        "inpainting": Measurement.simulate(
+            x, Inpainting(random_pixels(SHAPE, 0.3, seed=0)), GaussianNoise(0.05), seed=0
+        ),
+        "blur": Measurement.simulate(x, Blur(gaussian_psf(3.0, 61), SHAPE), GaussianNoise(0.05), seed=0),
+        "CT, 40 views": replace(ct, reference=None),
+    }
+
+
+def bare_daps(prior: Prior, n_ode: int, n_samples: int) -> None:
+    x = torch.randn(n_samples, *SHAPE)
+    with torch.no_grad():
+        for _ in range(N_STEPS * n_ode):
+            prior(x, 1.0)
+
+
+def bare_dps(prior: Prior, n_samples: int) -> None:
+    x = torch.randn(n_samples, *SHAPE)
+    for _ in range(N_STEPS):
+        v = x.detach().requires_grad_(True)
+        torch.autograd.grad(prior(v, 1.0), v, torch.ones_like(v))
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=4)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    prior, n = load_prior("ct-128"), arguments.samples
+    print(
+        f"{n} samples, {arguments.threads} threads, {arguments.rounds} rounds of {N_STEPS} steps, "
+        f"torch {torch.__version__}"
+    )
+    print(f"{'algorithm':<34}{'operator':<16}{'bare ms/step':>14}{'step ms':>10}{'ratio':>8}")
+    cases: list[tuple[str, Any, Callable[[], None], list[str]]] = [
+        (
+            "DAPS, n_ode=1",
+            DAPS(n_anneal=N_STEPS),
+            lambda: bare_daps(prior, 1, n),
+            ["inpainting", "blur", "CT, 40 views"],
+        ),
+        (
+            "DAPS, n_ode=5",
+            DAPS(n_anneal=N_STEPS, n_ode=5),
+            lambda: bare_daps(prior, 5, n),
+            ["inpainting", "blur", "CT, 40 views"],
+        ),
+        (
+            "DAPS, n_ode=5, 100 Langevin steps",
+            DAPS(n_anneal=N_STEPS, n_ode=5, kernel=Langevin(step_size=1e-4)),
+            lambda: bare_daps(prior, 5, n),
+            ["inpainting", "blur"],
+        ),
+        ("DPS", DPS(n_steps=N_STEPS), lambda: bare_dps(prior, n), ["inpainting", "blur", "CT, 40 views"]),
+    ]
+    measurements = problems()
+    for title, algorithm, bare, names in cases:
+        for name in names:
+            m = measurements[name]
+            run = lambda algorithm=algorithm, m=m: algorithm(prior, m, n_samples=n)  # noqa: E731
+            run(), bare()
+            pairs = [(seconds(bare), seconds(run)) for _ in range(arguments.rounds)]
+            a, b = (statistics.median(p[i] for p in pairs) * 1e3 / N_STEPS for i in (0, 1))
+            ratio = statistics.median(p[1] / p[0] for p in pairs)
+            print(f"{title:<34}{name:<16}{a:>14.1f}{b:>10.1f}{ratio:>8.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

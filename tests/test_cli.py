@@ -1,0 +1,190 @@
+"""The command line: what works, and one clear line for everything that does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from invdiff import GaussianNoise, Measurement, Posterior
+from invdiff.algorithms import ALGORITHMS
+from invdiff.classical import CLASSICAL
+from invdiff.cli import app
+from invdiff.operators import OPERATORS, Identity
+from invdiff.priors import EDMDenoiser, PriorInfo, save_prior
+from invdiff.priors.networks import UNet
+
+SHAPE = (1, 16, 16)
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in a folder that holds a measurement and a prior that fits it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    network = {"widths": (8, 8), "n_blocks": 1, "unshuffle": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        denoiser = EDMDenoiser(UNet(**network))
+    save_prior(
+        Path("p.safetensors"), denoiser, network, shape=SHAPE, sigma_min=0.01, sigma_max=80, info=PriorInfo(name="p")
+    )
+    x = 0.5 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    Measurement.simulate(x, Identity(SHAPE), GaussianNoise(0.1), seed=0).save("m.h5")
+    return lambda *args: CliRunner().invoke(app, [str(a) for a in args])
+
+
+RECONSTRUCT = (
+    "reconstruct",
+    "m.h5",
+    "--prior",
+    "p.safetensors",
+    "--out",
+    "out",
+    "--samples",
+    "3",
+    "--set",
+    "n_anneal=4",
+)
+
+
+def test_reconstruct_writes_samples_and_figure(run: Run) -> None:
+    result = run(*RECONSTRUCT, "--seed", 5)
+    assert result.exit_code == 0, result.output
+    assert "data chi2" in result.output
+    posterior = Posterior.load("out")
+    assert posterior.samples.shape == (3, *SHAPE)
+    assert (posterior.seed, posterior.nfe) == (5, 4)
+    assert Path("out/figure.png").read_bytes().startswith(b"\x89PNG")
+    assert run(*RECONSTRUCT, "--overwrite").exit_code == 0
+
+
+def test_a_plugin_algorithm_is_found_by_module_and_class(run: Run) -> None:
+    result = run(*RECONSTRUCT, "--algorithm", "invdiff.algorithms.dps:DPS", "--set", "n_steps=4")
+    assert result.exit_code == 2
+    assert "DPS has no parameter 'n_anneal'; it has n_steps, guidance_scale, clip" in result.stderr
+
+
+def write(path: str, content: bytes) -> Callable[[], None]:
+    return lambda: Path(path).write_bytes(content)
+
+
+def truncate() -> None:
+    data = Path("m.h5").read_bytes()
+    Path("m.h5").write_bytes(data[: len(data) // 2])
+
+
+def fill_out() -> None:
+    Path("out").mkdir()
+    Path("out/notes.txt").write_text("mine")
+
+
+def measure_other_size() -> None:
+    Measurement(torch.zeros(1, 8, 8), Identity((1, 8, 8)), GaussianNoise(0.1)).save("m.h5")
+
+
+def measure_two_channels() -> None:
+    Measurement(torch.zeros(2, 16, 16), Identity((2, 16, 16)), GaussianNoise(0.1)).save("m.h5")
+
+
+def spoil(value: float, shape: tuple[int, ...] = SHAPE) -> Callable[[], None]:
+    def write_y() -> None:
+        import h5py
+
+        with h5py.File("m.h5", "r+") as f:
+            del f["y"]
+            f["y"] = torch.full(shape, value).numpy()
+
+    return write_y
+
+
+def negative_sigma() -> None:
+    import h5py
+
+    with h5py.File("m.h5", "r+") as f:
+        f["noise"].attrs["sigma"] = "-0.1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prepare", "message"),
+    [
+        (("reconstruct", "no.h5", "--prior", "p.safetensors", "--out", "out"), None, "No such file: no.h5"),
+        (
+            ("reconstruct", "m.nii", "--prior", "p.safetensors", "--out", "out"),
+            write("m.nii", b""),
+            "Unknown file type",
+        ),
+        (RECONSTRUCT, truncate, "may be truncated"),
+        (RECONSTRUCT, spoil(0.0, (1, 16, 15)), "y must have the operator's output shape (1, 16, 16), got (1, 16, 15)"),
+        (RECONSTRUCT, spoil(float("nan")), "256 non-finite value(s)"),
+        (RECONSTRUCT, negative_sigma, "sigma must be a positive finite number, got -0.1"),
+        (("reconstruct", "m.h5", "--prior", "ct", "--out", "out"), None, "neither a file nor a shipped prior"),
+        ((*RECONSTRUCT, "--algorithm", "dsp"), None, "No algorithm 'dsp'; there are daps, dps"),
+        ((*RECONSTRUCT, "--set", "anneal=3"), None, "DAPS has no parameter 'anneal'; it has n_anneal"),
+        ((*RECONSTRUCT, "--set", "n_anneal"), None, "--set takes NAME=VALUE"),
+        (RECONSTRUCT, measure_other_size, "differ in image size"),
+        (RECONSTRUCT, measure_two_channels, "differ in image channels"),
+        (RECONSTRUCT, fill_out, "not empty"),
+        ((*RECONSTRUCT, "--views", 3), None, "--views and --angles choose views of a .mat file"),
+        (("cite", "dsp"), None, "No method 'dsp'"),
+        (("train", "no.toml", "--out", "run"), None, "No such file: no.toml"),
+        (("prior", "info", "m.h5"), None, "A prior is a .safetensors file"),
+        (("demo", "--out", "out"), fill_out, "not empty"),
+    ],
+)
+def test_bad_input_is_one_clear_line_before_any_work(
+    run: Run, arguments: tuple[str, ...], prepare: Callable[[], None] | None, message: str
+) -> None:
+    if prepare:
+        prepare()
+    before = {p: p.stat().st_mtime_ns for p in Path().rglob("*")}
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "step/s" not in result.output
+    assert {p: p.stat().st_mtime_ns for p in Path().rglob("*")} == before
+
+
+def test_list_shows_every_entry(run: Run) -> None:
+    output = run("list").output
+    for name in [*ALGORITHMS, *CLASSICAL, *OPERATORS, "ct-128", "brain-mri-128", ".h5", ".mat"]:
+        assert name in output
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, *CLASSICAL])
+def test_every_method_can_be_cited(run: Run, name: str) -> None:
+    output = run("cite", name).output
+    assert output.startswith("@")
+    assert output.count("{") == output.count("}")
+    assert "year" in output
+
+
+def test_prior_info_shows_what_is_known(run: Run) -> None:
+    output = run("prior", "info", "ct-128").output
+    for text in ("1 is the attenuation of water", "LIDC-IDRI", "sha256", "denoising held-out slices"):
+        assert text in output
+
+
+@pytest.mark.slow
+def test_demo_beats_the_classical_reconstructions_and_fits_the_data(run: Run) -> None:
+    result = run("demo", "--samples", 4, "--out", "d")
+    assert result.exit_code == 0, result.output
+    rows = {(r["problem"], r["reconstruction"]): r for r in json.loads(Path("d/table.json").read_text())}
+    for problem, classical in (("CT, 40 views", "FBP"), ("brain MRI, 4x, 8 coils", "CG-SENSE")):
+        mean, sample = rows[problem, "posterior mean"], rows[problem, "one sample"]
+        assert mean["psnr"] > rows[problem, classical]["psnr"] + 1
+        assert mean["ssim"] > rows[problem, classical]["ssim"]
+        assert mean["psnr"] > sample["psnr"] + 1.5  # the samples spread: exact ones would differ by 2 dB or more
+        assert 0.8 < sample["chi2"] < 1.3  # neither ignores the data nor fits their noise
+    for folder in ("ct", "mri"):
+        p = Posterior.load(f"d/{folder}")
+        assert p.samples.shape == (4, 1, 128, 128)
+        assert float(p.std.min()) > 0
+    assert Path("d/figure.png").stat().st_size > 100_000
