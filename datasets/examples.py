@@ -75,7 +75,7 @@ def accelerated_mri(
     import nibabel
     from nibabel.testing import data_path
 
-    path = Path(data_path) / "example4d.nii.gz"
+    path = Path(str(data_path)) / "example4d.nii.gz"
     if not path.is_file():
         raise FileNotFoundError("nibabel's test file example4d.nii.gz is missing from this installation of nibabel.")
     volume = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj[..., 0], dtype=np.float32)

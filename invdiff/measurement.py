@@ -137,10 +137,11 @@ class Measurement:
         return self._solve(z, y, variance, n_steps, tolerance)
 
     def _solve(self, z: Tensor, y: Tensor, variance: float, n_steps: int, tolerance: float) -> Tensor:
-        A: Operator = self.A
-        if isinstance(A, Affine):
-            A, y = A.linear, y - A.constant
-        if not isinstance(A, LinearOperator):
+        if isinstance(self.A, Affine):
+            A, y = self.A.linear, y - self.A.constant
+        elif isinstance(self.A, LinearOperator):
+            A = self.A
+        else:
             raise TypeError(
                 f"This needs a linear operator, got {self.A!r}. Use an algorithm or kernel that needs only nll_grad."
             )

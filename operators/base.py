@@ -69,8 +69,7 @@ class Operator:
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
         """``J(x)^H v``: pull a data-space vector back to image space at ``x``. Shapes as in ``A(x)``."""
-        _, pull = torch.func.vjp(self, x)
-        return pull(v)[0]
+        return torch.func.vjp(self, x)[1](v)[0]
 
     def _leading(self, x: Tensor, shape: tuple[int, ...], is_complex: bool) -> tuple[int, ...]:
         k = len(shape)
@@ -174,8 +173,7 @@ class LinearOperator(Operator):
         """``A^H y`` for ``y`` of shape (batch, \\*out_shape). Call ``A.H(y)`` instead."""
         dtype = COMPLEX[self.dtype] if self.in_complex else self.dtype
         zero = torch.zeros(y.shape[0], *self.in_shape, dtype=dtype, device=y.device)
-        _, pull = torch.func.vjp(self.forward, zero)
-        return pull(y)[0]
+        return torch.func.vjp(self.forward, zero)[1](y)[0]
 
     def _apply(self, x: Tensor) -> Tensor:
         if self.adjoint_as_backward:

@@ -60,12 +60,14 @@ class CT(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         if self._folded is not None and (len(x) == 1 or self._pair is None):
             return torch.cat([self._folded.apply(i) for i in x.reshape(len(x), -1)]).reshape(-1, *self.out_shape)
+        assert self._pair is not None
         return self._pair.apply(x.reshape(len(x), -1).T).T.reshape(-1, *self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         if self._folded is not None and (len(y) == 1 or self._pair is None):
             images = [self._folded.apply_transpose(i) for i in y.reshape(len(y), -1)]
             return torch.cat(images).reshape(-1, *self.in_shape)
+        assert self._pair is not None
         return self._pair.apply_transpose(y.reshape(len(y), -1).T).T.reshape(-1, *self.in_shape)
 
 

@@ -115,7 +115,7 @@ class ParallelBeam(_Beam):
 
     @classmethod
     def covering(
-        cls, image_shape: Sequence[int], pixel_size: float, n_views: int, *, detector_spacing: float | None = None
+        cls, image_shape: tuple[int, int], pixel_size: float, n_views: int, *, detector_spacing: float | None = None
     ) -> ParallelBeam:
         """Equispaced views over 180 degrees (end excluded) with a centred detector as long as the image's
         diagonal; one element per pixel unless ``detector_spacing`` (mm) is given."""
@@ -123,7 +123,7 @@ class ParallelBeam(_Beam):
         spacing = pixel_size if detector_spacing is None else detector_spacing
         _positive_mm("detector_spacing", spacing)
         return cls(
-            image_shape=tuple(image_shape), pixel_size=pixel_size, angles=_equispaced(n_views, math.pi),
+            image_shape=image_shape, pixel_size=pixel_size, angles=_equispaced(n_views, math.pi),
             n_detectors=math.ceil(math.sqrt(2) * max(image_shape) * pixel_size / spacing),
             detector_spacing=spacing,
         )  # fmt: skip
@@ -175,7 +175,7 @@ class FanBeam(_Beam):
     @classmethod
     def covering(
         cls,
-        image_shape: Sequence[int],
+        image_shape: tuple[int, int],
         pixel_size: float,
         n_views: int,
         *,
@@ -192,7 +192,7 @@ class FanBeam(_Beam):
         sine = 0.5 * pixel_size * math.hypot(*image_shape) / source_origin
         half_width = source_detector * math.tan(math.asin(min(sine, 0.999)))  # the constructor refuses sine >= 1
         return cls(
-            image_shape=tuple(image_shape), pixel_size=pixel_size, angles=_equispaced(n_views, 2 * math.pi),
+            image_shape=image_shape, pixel_size=pixel_size, angles=_equispaced(n_views, 2 * math.pi),
             n_detectors=math.ceil(2 * half_width / spacing), detector_spacing=spacing,
             source_origin=source_origin, source_detector=source_detector,
         )  # fmt: skip

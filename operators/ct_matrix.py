@@ -180,8 +180,8 @@ def _bag(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def _csr(matrix: scipy.sparse.csr_array) -> Tensor:
-    arrays = (matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data)
-    return _tensor(*map(torch.from_numpy, arrays), tuple(matrix.shape))
+    crow, column, values = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+    return _tensor(crow.int(), column.int(), values, tuple(matrix.shape))
 
 
 def _tensor(crow: Tensor, column: Tensor, values: Tensor, shape: Any) -> Tensor:

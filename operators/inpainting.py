@@ -28,7 +28,8 @@ class Inpainting(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask
 
-    adjoint = forward
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y * self.mask
 
     def prox(self, z: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
         """Closed form: a weighted mean at seen pixels, ``z`` elsewhere."""

@@ -109,18 +109,18 @@ def fbp(y: Tensor, geometry: ParallelBeam | FanBeam, *, window: str = "ram-lak")
     if tuple(y.shape[-2:]) != expected:
         raise ValueError(f"y must end in (n_views, n_detectors) = {expected}, got shape {tuple(y.shape)}.")
 
-    fan = isinstance(geometry, FanBeam)
-    shrink = 1 / geometry.magnification if fan else 1.0  # the detector is moved to the rotation axis
+    fan = geometry if isinstance(geometry, FanBeam) else None
+    shrink = 1 / fan.magnification if fan else 1.0  # the detector is moved to the rotation axis
     u = torch.from_numpy(geometry.detector_positions()).to(y.device) * shrink
     spacing = geometry.detector_spacing * shrink
     angles = np.asarray(geometry.angles)
     rays = torch.from_numpy(view_weights(angles, 2 * math.pi if fan else math.pi)[:, None]).to(y.device)
     if fan:
-        gamma = np.arctan(geometry.detector_positions() / geometry.source_detector)
+        gamma = np.arctan(fan.detector_positions() / fan.source_detector)
         rays = rays * torch.from_numpy(redundancy_weights(angles, gamma)).to(y.device)
-        rays = rays * geometry.source_origin / torch.sqrt(geometry.source_origin**2 + u**2)
+        rays = rays * fan.source_origin / torch.sqrt(fan.source_origin**2 + u**2)
     # The filtered views do not end with the detector; without their tails the image's corners would not be zero.
-    reach = geometry.radius / math.sqrt(1 - (geometry.radius / geometry.source_origin) ** 2) if fan else geometry.radius
+    reach = fan.radius / math.sqrt(1 - (fan.radius / fan.source_origin) ** 2) if fan else geometry.radius
     n_pad = max(0, math.ceil((reach - float(min(-u[0], u[-1]))) / spacing)) + 1
     padded = torch.nn.functional.pad(y.double() * rays, (n_pad, n_pad))
     filtered = ramp_filter(padded, spacing, window).to(y.dtype)
@@ -131,7 +131,7 @@ def fbp(y: Tensor, geometry: ParallelBeam | FanBeam, *, window: str = "ram-lak")
         along = x_axis * math.cos(t) + y_axis[:, None] * math.sin(t)
         if fan:
             # U = distance to the source along the central ray, over source_origin
-            U = 1 - (x_axis * math.sin(t) - y_axis[:, None] * math.cos(t)) / geometry.source_origin
+            U = 1 - (x_axis * math.sin(t) - y_axis[:, None] * math.cos(t)) / fan.source_origin
             along = along / U
         position = (along - float(u[0])) / spacing + n_pad
         left = position.floor()

@@ -53,8 +53,9 @@ class UNet(nn.Module):
                 width = w
             if level > 0:
                 self.up.append(Upsample(width))
-        self.head = nn.Sequential(_norm(width), nn.SiLU(), nn.Conv2d(width, channels * unshuffle**2, 3, padding=1))
-        nn.init.zeros_(self.head[-1].weight)  # the untrained denoiser is c_skip x
+        last = nn.Conv2d(width, channels * unshuffle**2, 3, padding=1)
+        nn.init.zeros_(last.weight)  # the untrained denoiser is c_skip x
+        self.head = nn.Sequential(_norm(width), nn.SiLU(), last)
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """``x`` (batch, channels, y, x), ``noise_label`` (batch,): ln(sigma)/4 or a step index."""
