@@ -73,9 +73,8 @@ def accelerated_mri(
         seed: of mask and noise.
     """
     import nibabel
-    from nibabel.testing import data_path
 
-    path = Path(str(data_path)) / "example4d.nii.gz"
+    path = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
     if not path.is_file():
         raise FileNotFoundError("nibabel's test file example4d.nii.gz is missing from this installation of nibabel.")
     volume = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj[..., 0], dtype=np.float32)
