@@ -114,6 +114,7 @@ def reconstruct(
 
     try:
         require_empty(out, overwrite=overwrite)
+        check_device(device)
         sampler = configure(lookup(ALGORITHMS, algorithm, "algorithm"), parse_assignments(set_ or []))
         loaded = load_prior(prior, device=device)
         measurement = read_measurement(file, views=views, angles=angles).to(device=device)
@@ -186,6 +187,8 @@ def train(
         if not config.is_file():
             raise FileNotFoundError(f"No such file: {config}")
         settings = TrainConfig.read(config)
+        if device is not None:
+            check_device(device)
         with tqdm(total=settings.n_steps, desc=settings.name, unit="step", dynamic_ncols=True) as bar:
 
             def callback(step: int, n_steps: int, loss: float) -> None:
@@ -264,6 +267,14 @@ def read_measurement(file: Path, *, views: int | None, angles: str | None) -> An
     if views is not None or angles is not None:
         raise ValueError("--views and --angles choose views of a .mat file; a saved Measurement is used as it is.")
     return Measurement.load(file)
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for an unknown device, or one that this machine or this build of torch lacks."""
+    import torch
+
+    if device != "cpu" and not (device.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"The device {device!r} is not available here; use 'cpu', or 'cuda' with an NVIDIA GPU.")
 
 
 def parse_arc(text: str | None) -> tuple[float, float] | None:

@@ -67,8 +67,9 @@ class Posterior:
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write ``posterior.safetensors`` (samples, mean, std) and ``posterior.json`` into ``folder``, atomically:
-        an interrupted call leaves no half-written folder behind.
+        """Write ``posterior.safetensors`` (samples, mean, std, and what is known about the run) and
+        ``posterior.json`` (the same, to read) into ``folder``. Each file is written aside and renamed; other
+        files in the folder are left alone.
 
         Raises:
             FileExistsError: the folder is not empty and ``overwrite`` is False.

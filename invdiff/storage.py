@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,19 +29,14 @@ FORMAT = "invdiff-measurement-1"
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary sibling of ``path`` (file or folder) that replaces it on success and is removed on failure."""
+    """A temporary sibling of the file ``path`` that replaces it on success and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield tmp
-        if path.is_dir():
-            shutil.rmtree(path)
         os.replace(tmp, path)
     finally:
-        if tmp.is_dir():
-            shutil.rmtree(tmp, ignore_errors=True)
-        else:
-            tmp.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
 
 
 def require_empty(folder: Path, *, overwrite: bool) -> None:
@@ -187,22 +181,26 @@ def save_posterior(p: Posterior, folder: Path, *, overwrite: bool) -> None:
     arrays = {"samples": p.samples, "mean": p.mean}
     if p.n_samples > 1:
         arrays["std"] = p.std
-    record = {f.name: getattr(p, f.name) for f in dataclasses.fields(p) if f.name != "samples"}
-    with atomic_path(folder) as tmp:
-        tmp.mkdir()
-        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, tmp / "posterior.safetensors")
-        (tmp / "posterior.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = json.dumps({f.name: getattr(p, f.name) for f in dataclasses.fields(p) if f.name != "samples"}, indent=2)
+    with atomic_path(folder / "posterior.safetensors") as tmp:
+        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, tmp, metadata={"invdiff": record})
+    with atomic_path(folder / "posterior.json") as tmp:
+        tmp.write_text(record + "\n")
 
 
 def load_posterior(folder: Path) -> Posterior:
     """See :meth:`invdiff.Posterior.load`."""
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     from invdiff.posterior import Posterior
 
-    if not (folder / "posterior.safetensors").is_file():
+    path = folder / "posterior.safetensors"
+    if not path.is_file():
         raise FileNotFoundError(
             f"{folder} holds no posterior.safetensors; expected a folder written by Posterior.save."
         )
-    samples = load_file(folder / "posterior.safetensors")["samples"]
-    return Posterior(samples=samples, **json.loads((folder / "posterior.json").read_text()))
+    try:
+        with safe_open(path, "pt") as f:
+            return Posterior(samples=f.get_tensor("samples"), **json.loads(f.metadata()["invdiff"]))
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} was not written by Posterior.save, or is truncated ({error}).") from None

@@ -131,6 +131,7 @@ def negative_sigma() -> None:
         (RECONSTRUCT, measure_two_channels, "differ in image channels"),
         (RECONSTRUCT, fill_out, "not empty"),
         ((*RECONSTRUCT, "--views", 3), None, "--views and --angles choose views of a .mat file"),
+        ((*RECONSTRUCT, "--device", "tpu"), None, "The device 'tpu' is not available"),
         (("cite", "dsp"), None, "No method 'dsp'"),
         (("train", "no.toml", "--out", "run"), None, "No such file: no.toml"),
         (("prior", "info", "m.h5"), None, "A prior is a .safetensors file"),

@@ -36,7 +36,12 @@ def test_a_non_empty_folder_is_not_overwritten(tmp_path: Path) -> None:
     P.save(tmp_path / "p")
     with pytest.raises(FileExistsError, match="not empty"):
         P.save(tmp_path / "p")
+    (tmp_path / "p" / "notes.txt").write_text("mine")
     P.save(tmp_path / "p", overwrite=True)
+    assert (tmp_path / "p" / "notes.txt").read_text() == "mine"
+    (tmp_path / "p" / "posterior.safetensors").write_bytes(b"\0" * 40)
+    with pytest.raises(ValueError, match="truncated"):
+        Posterior.load(tmp_path / "p")
     with pytest.raises(FileNotFoundError, match=r"no posterior\.safetensors"):
         Posterior.load(tmp_path)
 
