@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -326,12 +328,12 @@ def lookup(table: dict[str, type], name: str, what: str) -> Any:
 
 
 def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
+    """The first paragraph of a docstring, as plain text."""
+    paragraph = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+    return re.sub(r":class:|`|\*", "", paragraph)
 
 
 def _first_card_line(path: Path) -> str:
-    import json
-
     from safetensors import safe_open
 
     with safe_open(path, "pt") as f:
