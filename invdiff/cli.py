@@ -40,17 +40,21 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def progress_bar(title: str, n_steps: int) -> Callable[..., None]:
-    """A callback that shows a bar with the time left."""
+def progress_bar(title: str) -> Callable[..., None]:
+    """A callback for algorithms that shows a bar with the time left, one per micro-batch of samples."""
     from tqdm import tqdm
 
-    bar = tqdm(total=n_steps, desc=title, unit="step", dynamic_ncols=True)
+    bar = None
 
-    def callback(step: int, n_steps: int, *_: Any, **state: Any) -> None:
-        bar.update(step - bar.n if step > bar.n else 0)
+    def callback(step: int, n_steps: int, *, samples: range, **state: Any) -> None:
+        nonlocal bar
+        if bar is None:
+            which = f"samples {samples.start + 1}-{samples.stop}" if len(samples) > 1 else f"sample {samples.stop}"
+            bar = tqdm(total=n_steps, desc=f"{title}, {which}", unit="step", dynamic_ncols=True)
+        bar.update(step - bar.n)
         if step == n_steps:
-            bar.refresh()
             bar.close()
+            bar = None
 
     return callback
 
@@ -121,10 +125,9 @@ def reconstruct(
         loaded = load_prior(prior, device=device)
         measurement = read_measurement(file, views=views, angles=angles).to(device=device)
         loaded.in_model_units(measurement)  # do the two fit?
-        n_steps = getattr(sampler, "n_anneal", None) or sampler.n_steps
         posterior = sampler(
             loaded, measurement, n_samples=samples, seed=seed, batch_size=batch_size,
-            callback=progress_bar(algorithm, n_steps),
+            callback=progress_bar(algorithm),
         )  # fmt: skip
         posterior.save(out, overwrite=overwrite)
         classical = ("FBP", FBP()(None, measurement)) if isinstance(measurement.A, CT) else None

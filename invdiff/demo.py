@@ -59,13 +59,11 @@ PROBLEMS = (
 ALGORITHM = DAPS(n_anneal=150)
 
 
-def run_demo(
-    out: Path, *, n_samples: int, seed: int, progress: Callable[[str, int], Callable[..., None]]
-) -> list[Score]:
+def run_demo(out: Path, *, n_samples: int, seed: int, progress: Callable[[str], Callable[..., None]]) -> list[Score]:
     """Reconstruct both problems, write everything below ``out``, return the table.
 
     Args:
-        progress: called as ``progress(title, n_steps)``; returns the algorithm's callback.
+        progress: called as ``progress(title)``; returns the algorithm's callback.
     """
     scores: list[Score] = []
     rows: list[Row] = []
@@ -75,7 +73,7 @@ def run_demo(
         classical: Posterior = problem.classical(None, m)
         posterior = ALGORITHM(
             load_prior(problem.prior), m, n_samples=n_samples, seed=seed,
-            callback=progress(problem.title, ALGORITHM.n_anneal),
+            callback=progress(problem.title),
         )  # fmt: skip
         posterior.save(out / (m.item or "posterior"), overwrite=True)
         lines = [
