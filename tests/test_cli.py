@@ -65,7 +65,13 @@ def test_reconstruct_writes_samples_and_figure(run: Run) -> None:
 
 
 def test_a_plugin_algorithm_is_found_by_module_and_class(run: Run) -> None:
-    result = run(*RECONSTRUCT, "--algorithm", "invdiff.algorithms.dps:DPS", "--set", "n_steps=4")
+    plugin = ("--algorithm", "invdiff.algorithms.dps:DPS")
+    result = run(*RECONSTRUCT[:-2], *plugin, "--set", "n_steps=4", "--set", "clip=false", "--batch-size", 2)
+    assert result.exit_code == 0, result.output
+    assert "DPS(n_steps=4, guidance_scale=0.3, clip=False)" in result.output
+    assert "samples 1-2" in result.output  # one progress bar per micro-batch
+    assert "sample 3" in result.output
+    result = run(*RECONSTRUCT, *plugin, "--overwrite")
     assert result.exit_code == 2
     assert "DPS has no parameter 'n_anneal'; it has n_steps, guidance_scale, clip" in result.stderr
 

@@ -9,7 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from invdiff.cli import app
 from invdiff.priors import load_prior
 from invdiff.priors.denoiser import EDMDenoiser
 from invdiff.priors.train import TrainConfig, edm_loss, train
@@ -70,6 +72,18 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data: Path) -> 
         "slices.h5", "checkpoint.pt", "samples.png", "tiny.safetensors", "tiny.md"
     }  # fmt: skip
     assert [row["sigma"] for row in a.info.details["denoising_psnr"]] == [0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
+
+
+def test_the_command_trains_stops_and_continues(data: Path) -> None:
+    command = ["train", str(data / "tiny.toml"), "--out", str(data / "run"), "--device", "cpu"]
+    first = CliRunner().invoke(app, [*command, "--data", str(data), "--max-minutes", "0"])
+    assert first.exit_code == 0, first.output
+    assert "the same command continues" in first.output
+    second = CliRunner().invoke(app, command)
+    assert "Finished" in second.output
+    card = (data / "run" / "tiny.md").read_text()
+    assert "6 steps of 4 images" in card
+    assert "| held out | b.nii.gz |" in card
 
 
 def test_slices_keep_orientation_and_values(data: Path) -> None:
