@@ -190,4 +190,4 @@ class Measurement:
         """Read a file written by :meth:`save`. Nothing in it is executed; external links are refused."""
         from invdiff.storage import load_measurement
 
-        return load_measurement(Path(path))
+        return cls(**load_measurement(Path(path)))

@@ -83,7 +83,7 @@ class Posterior:
         """Read what :meth:`save` wrote."""
         from invdiff.storage import load_posterior
 
-        return load_posterior(Path(folder))
+        return cls(**load_posterior(Path(folder)))
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.samples.shape))

@@ -13,16 +13,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from invdiff.measurement import Measurement
-    from invdiff.posterior import Posterior
 
 FORMAT = "invdiff-measurement-1"
 
@@ -55,8 +51,8 @@ def known_classes() -> dict[str, type]:
     return {**OPERATORS, **PARAMETERS, **NOISES}
 
 
-def save_measurement(m: Measurement, path: Path) -> None:
-    """See :meth:`invdiff.Measurement.save`."""
+def save_measurement(m: Any, path: Path) -> None:
+    """Write a :class:`invdiff.Measurement`."""
     if path.suffix != ".h5":
         raise ValueError(f"A measurement file ends in .h5, got {path.name!r}.")
     with atomic_path(path) as tmp, h5py.File(tmp, "w") as f:
@@ -71,10 +67,8 @@ def save_measurement(m: Measurement, path: Path) -> None:
         _write(f, "noise", m.noise)
 
 
-def load_measurement(path: Path) -> Measurement:
-    """See :meth:`invdiff.Measurement.load`."""
-    from invdiff.measurement import Measurement
-
+def load_measurement(path: Path) -> dict[str, Any]:
+    """The constructor arguments of a saved :class:`invdiff.Measurement`."""
     with open_hdf5(path) as f:
         if f.attrs.get("format") != FORMAT:
             raise ValueError(
@@ -82,16 +76,16 @@ def load_measurement(path: Path) -> Measurement:
                 f"got {f.attrs.get('format')!r}. Write such a file with Measurement.save."
             )
         dtype = {"float32": torch.float32, "float64": torch.float64}[f.attrs["precision"]]
-        return Measurement(
-            y=torch.from_numpy(f["y"][()]),
-            A=_read(f["operator"]).to(dtype=dtype),
-            noise=_read(f["noise"]),
-            image_scale=float(f.attrs["image_scale"]),
-            units=str(f.attrs["units"]),
-            item=str(f.attrs["item"]),
-            metadata=json.loads(f.attrs["metadata"]),
-            reference=torch.from_numpy(f["reference"][()]) if "reference" in f else None,
-        )
+        return {
+            "y": torch.from_numpy(f["y"][()]),
+            "A": _read(f["operator"]).to(dtype=dtype),
+            "noise": _read(f["noise"]),
+            "image_scale": float(f.attrs["image_scale"]),
+            "units": str(f.attrs["units"]),
+            "item": str(f.attrs["item"]),
+            "metadata": json.loads(f.attrs["metadata"]),
+            "reference": torch.from_numpy(f["reference"][()]) if "reference" in f else None,
+        }
 
 
 @contextlib.contextmanager
@@ -173,8 +167,8 @@ def _read(group: h5py.Group) -> Any:
     return cls(**arguments)
 
 
-def save_posterior(p: Posterior, folder: Path, *, overwrite: bool) -> None:
-    """See :meth:`invdiff.Posterior.save`."""
+def save_posterior(p: Any, folder: Path, *, overwrite: bool) -> None:
+    """Write a :class:`invdiff.Posterior`."""
     from safetensors.torch import save_file
 
     require_empty(folder, overwrite=overwrite)
@@ -188,11 +182,9 @@ def save_posterior(p: Posterior, folder: Path, *, overwrite: bool) -> None:
         tmp.write_text(record + "\n")
 
 
-def load_posterior(folder: Path) -> Posterior:
-    """See :meth:`invdiff.Posterior.load`."""
+def load_posterior(folder: Path) -> dict[str, Any]:
+    """The constructor arguments of a saved :class:`invdiff.Posterior`."""
     from safetensors import SafetensorError, safe_open
-
-    from invdiff.posterior import Posterior
 
     path = folder / "posterior.safetensors"
     if not path.is_file():
@@ -201,6 +193,6 @@ def load_posterior(folder: Path) -> Posterior:
         )
     try:
         with safe_open(path, "pt") as f:
-            return Posterior(samples=f.get_tensor("samples"), **json.loads(f.metadata()["invdiff"]))
+            return {"samples": f.get_tensor("samples"), **json.loads(f.metadata()["invdiff"])}
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was not written by Posterior.save, or is truncated ({error}).") from None
