@@ -197,6 +197,8 @@ def train(
         with tqdm(total=settings.n_steps, desc=settings.name, unit="step", dynamic_ncols=True) as bar:
 
             def callback(step: int, n_steps: int, loss: float) -> None:
+                if bar.n == 0:  # a run that continues: its earlier steps took no time now
+                    bar.initial = bar.n = step - 1
                 bar.update(step - bar.n)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
