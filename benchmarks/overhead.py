@@ -1,6 +1,6 @@
 """What DAPS and DPS cost per step over the bare network calls that the step must make, at 128 x 128.
 
-    python benchmarks/overhead.py [--rounds 7] [--threads 2]
+    python benchmarks/overhead.py [--rounds 5] [--threads 2]
 
 Bare cost: for DAPS ``n_ode`` evaluations of the denoiser, for DPS one evaluation and its backpropagation to the
 input. Both are timed in turn with the algorithm's own steps in the same process; the table shows medians over
@@ -26,7 +26,7 @@ from invdiff.operators import Blur, Inpainting, gaussian_psf, random_pixels
 from invdiff.priors import Prior
 
 SHAPE = (1, 128, 128)
-N_STEPS = 12
+N_STEPS = 24
 
 
 def problems() -> dict[str, Measurement]:
@@ -64,7 +64,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--samples", type=int, default=4)
     arguments = parser.parse_args()

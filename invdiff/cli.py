@@ -66,7 +66,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Sparse-view CT and accelerated MRI from real images, with shipped priors; offline, about two minutes."""
+    """Sparse-view CT and accelerated MRI from real images, with shipped priors; offline, about a minute."""
     from invdiff.demo import run_demo
     from invdiff.posterior import peak_memory
     from invdiff.storage import require_empty

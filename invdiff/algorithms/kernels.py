@@ -35,7 +35,7 @@ class Conditional:
     other micro-batches agree to ``tolerance`` then: rounding grows in the steps up to where they stop.
     """
 
-    n_cg: int = 30
+    n_cg: int = 15
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
