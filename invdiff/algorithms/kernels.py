@@ -31,12 +31,17 @@ class Kernel(Protocol):
 class Conditional:
     """The conditional itself, drawn by perturbing and solving; for linear operators and (near) Gaussian noise.
 
-    Closed form where the operator has one, else at most ``n_cg`` conjugate gradient steps from ``m``. Runs with
-    other micro-batches agree to ``tolerance`` then: rounding grows in the steps up to where they stop.
+    Closed form where the operator has one, else conjugate gradients from ``m``. Runs with other micro-batches
+    agree to ``tolerance`` then: rounding grows in the steps up to where they stop.
+
+    Attributes:
+        n_cg: most conjugate gradient steps; the wide first levels use them all, the last need a few.
+        tolerance: relative residual to stop at. Looser is not faster but fits the data worse where photon counts
+            span orders of magnitude (1e-3 gave chi2 4 instead of 1 on a chest slice).
     """
 
-    n_cg: int = 15
-    tolerance: float = 1e-3
+    n_cg: int = 25
+    tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
         check_positive(self, "n_cg", "tolerance")
