@@ -36,8 +36,8 @@ class Conditional:
 
     Attributes:
         n_cg: most conjugate gradient steps; the wide first levels use them all, the last need a few.
-        tolerance: relative residual to stop at. Looser is not faster but fits the data worse where photon counts
-            span orders of magnitude (1e-3 gave chi2 4 instead of 1 on a chest slice).
+        tolerance: relative residual to stop at. Looser is somewhat faster but fits the data worse where photon
+            counts span orders of magnitude (1e-3 gave chi2 4 instead of 1 on a chest slice).
     """
 
     n_cg: int = 25
