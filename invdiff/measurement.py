@@ -80,10 +80,29 @@ class Measurement:
         observed = self.A.observed
         return self.y.numel() if observed is None else int(observed.expand(self.y.shape).sum())
 
+    @property
+    def linear(self) -> LinearOperator | None:
+        """The linear part of the operator; None if it is not linear (or affine)."""
+        if isinstance(self.A, Affine):
+            return self.A.linear
+        return self.A if isinstance(self.A, LinearOperator) else None
+
+    @property
+    def linear_data(self) -> Tensor:
+        """The data that :attr:`linear` explains: ``y`` minus the operator's constant, zero where not observed."""
+        if not isinstance(self.A, Affine):
+            return self.y
+        y = self.y - self.A.constant
+        return y if self.A.observed is None else y * self.A.observed
+
     def _sum(self, entries: Tensor) -> Tensor:
         if self.A.observed is not None:
             entries = entries * self.A.observed
         return entries.flatten(-len(self.A.out_shape)).sum(-1)
+
+    def mean_over_data(self, entries: Tensor) -> Tensor:
+        """Mean of ``entries`` (..., \\*out_shape) over the observed entries, per leading index."""
+        return self._sum(entries) / self.n_data
 
     def residual(self, x: Tensor) -> Tensor:
         """``y - A(x)``, (..., \\*out_shape), zero where nothing is observed."""
@@ -104,7 +123,7 @@ class Measurement:
     def chi2(self, x: Tensor) -> Tensor:
         """Mean squared residual over its variance, per leading index: 1 in expectation for the truth and for
         exact posterior samples; below 1, noise is fitted; far above, data are ignored."""
-        return self._sum(self.noise.chi2(self.A(x), self.y)) / self.n_data
+        return self.mean_over_data(self.noise.chi2(self.A(x), self.y))
 
     def prox(self, z: Tensor, variance: float, *, n_steps: int = 100, tolerance: float = 1e-5) -> Tensor:
         """``argmin_x |x - z|^2 / (2 variance) + nll(x)``, the noise replaced by its closest Gaussian.
@@ -137,11 +156,10 @@ class Measurement:
         return self._solve(z, y, variance, n_steps, tolerance)
 
     def _solve(self, z: Tensor, y: Tensor, variance: float, n_steps: int, tolerance: float) -> Tensor:
+        A = self.linear
         if isinstance(self.A, Affine):
-            A, y = self.A.linear, y - self.A.constant
-        elif isinstance(self.A, LinearOperator):
-            A = self.A
-        else:
+            y = y - self.A.constant
+        if A is None:
             raise TypeError(
                 f"This needs a linear operator, got {self.A!r}. Use an algorithm or kernel that needs only nll_grad."
             )

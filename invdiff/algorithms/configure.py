@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from invdiff.algorithms.guidance import COVARIANCES
 from invdiff.algorithms.kernels import KERNELS
+from invdiff.priors.schedules import GRIDS
+
+FAMILIES = (KERNELS, GRIDS, COVARIANCES)  # objects that stand for each other as a field's value
 
 
 def configure(cls: type, parameters: Mapping[str, Any]) -> Any:
@@ -33,10 +37,11 @@ def configure(cls: type, parameters: Mapping[str, Any]) -> Any:
     for name, field in fields.items():
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if dataclasses.is_dataclass(default):
-            if name in values and values[name] not in KERNELS:
-                raise ValueError(f"{cls.__name__}: {name} must be one of {', '.join(KERNELS)}, got {values[name]!r}.")
+            family = next((f for f in FAMILIES if type(default) in f.values()), {})
+            if name in values and values[name] not in family:
+                raise ValueError(f"{cls.__name__}: {name} must be one of {', '.join(family)}, got {values[name]!r}.")
             if name in values or name in nested:
-                chosen = KERNELS[values[name]] if name in values else type(default)
+                chosen = family[values[name]] if name in values else type(default)
                 values[name] = configure(chosen, nested.get(name, {}))
         elif name in nested:
             raise ValueError(f"{cls.__name__}: {name} is a number, it has no parameters of its own.")

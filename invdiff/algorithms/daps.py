@@ -23,16 +23,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from invdiff.algorithms.draw import Callback, check_finite, check_positive, draw
-from invdiff.algorithms.kernels import Conditional, Kernel, Langevin
-from invdiff.measurement import Measurement
-from invdiff.posterior import Posterior
-from invdiff.priors.denoiser import Counted, Prior
+from invdiff.algorithms.draw import Run, check_positive, preset, sampler
+from invdiff.algorithms.kernels import HMC, Conditional, Kernel, Langevin
 from invdiff.priors.schedules import karras_sigmas
-from invdiff.random import SampleStreams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,35 +71,33 @@ class DAPS:
         """DAPS-1K as configured in zhangbingliang2019/DAPS@098df6b7 (pixel space, Langevin; images in [-1, 1],
         noise 0.05). Tasks: super-resolution, box-inpainting, random-inpainting, gaussian-blur, motion-blur,
         phase-retrieval, nonlinear-blur, hdr."""
-        if task not in _STEP_SIZE:
-            raise KeyError(f"No preset for {task!r}; there are {', '.join(_STEP_SIZE)}.")
         n_steps = 200 if task == "nonlinear-blur" else 100
-        kernel = Langevin(n_steps=n_steps, step_size=_STEP_SIZE[task], step_decay=0.01, tau=0.01)
+        kernel = Langevin(n_steps=n_steps, step_size=preset(_STEP_SIZE, task), step_decay=0.01, tau=0.01)
         return cls(n_anneal=200, n_ode=5, sigma_max=100.0, sigma_min=0.1, sigma_ode=0.01, kernel=kernel)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        *,
-        n_samples: int = 1,
-        seed: int = 0,
-        batch_size: int | None = None,
-        callback: Callback | None = None,
-    ) -> Posterior:
-        """Draw samples. See :func:`invdiff.algorithms.draw.draw` for arguments and errors."""
-        return draw(
-            self, self._loop, prior, measurement,
-            n_samples=n_samples, seed=seed, batch_size=batch_size, callback=callback,
-        )  # fmt: skip
+    @classmethod
+    def released_code_hmc(cls, task: str) -> DAPS:
+        """The same with the Hamiltonian kernel of the released code (the "pixel" HMC settings). Same tasks."""
+        n_steps, step_size, step_decay, momentum = preset(_HMC_PIXEL, task)
+        kernel = HMC(n_steps=n_steps, step_size=step_size, step_decay=step_decay, momentum=momentum, tau=0.01)
+        return cls(n_anneal=200, n_ode=5, sigma_max=100.0, sigma_min=0.1, sigma_ode=0.01, kernel=kernel)
 
-    def _loop(self, D: Counted, measurement: Measurement, streams: SampleStreams, callback: Callback) -> Tensor:
-        prior, N = D.prior, self.n_anneal
-        S = [*karras_sigmas(N, self.sigma_min, self.sigma_max).tolist()[:-1], 0.0]
-        self.kernel.check(measurement, S[:-1])
+    @classmethod
+    def released_code_latent(cls, task: str) -> DAPS:
+        """LatentDAPS (DAPS-100) of the released code, for a :class:`~invdiff.priors.LatentPrior`. Same tasks."""
+        n_steps, step_size, step_decay, momentum = preset(_HMC_LATENT, task)
+        kernel = HMC(
+            n_steps=n_steps, step_size=step_size, step_decay=step_decay, momentum=momentum, tau=0.01, clip=1.0
+        )  # fmt: skip
+        return cls(n_anneal=50, n_ode=2, sigma_max=10.0, sigma_min=0.1, sigma_ode=0.001, kernel=kernel)
+
+    @sampler()
+    def __call__(self, run: Run) -> Tensor:
+        D, N = run.denoise, self.n_anneal
         # u_0 ~ N(0, S_0^2 I)
-        u = S[0] * streams.randn(prior.shape, dtype=prior.dtype, device=prior.device)
+        u, S = run.start([*karras_sigmas(N, self.sigma_min, self.sigma_max).tolist()[:-1], 0.0])
+        N = len(S) - 1
+        self.kernel.check(run.measurement, S[:-1])
         for i in range(N):
             # m: probability-flow ODE du/ds = (u - D(u, s)) / s from S_i down to sigma_ode, Euler
             s = karras_sigmas(self.n_ode, self.sigma_ode, S[i]).tolist()
@@ -112,15 +105,10 @@ class DAPS:
             for k in range(self.n_ode):
                 m = m + (s[k + 1] - s[k]) / s[k] * (m - D(m, s[k]))
             # x0 ~ N(x0; m, S_i^2 I) p(y | x0)
-            x0 = self.kernel(m, S[i], measurement, streams, i / (N + 1))
+            x0 = self.kernel(m, S[i], run, i / (N + 1))
             # u_(i+1) ~ N(x0, S_(i+1)^2 I)
-            u = (
-                x0 + S[i + 1] * streams.randn(prior.shape, dtype=prior.dtype, device=prior.device)
-                if S[i + 1] > 0
-                else x0
-            )
-            check_finite(u, i, "a kernel step that is too long for this operator and noise.")
-            callback(i + 1, N, sigma=S[i], x0=x0)
+            u = x0 + S[i + 1] * run.randn() if S[i + 1] > 0 else x0
+            run.report(i + 1, N, u, "a kernel step that is too long for this operator and noise.", sigma=S[i], x0=x0)
         return u
 
 
@@ -134,4 +122,26 @@ _STEP_SIZE = {
     "phase-retrieval": 5e-5,
     "nonlinear-blur": 1e-5,
     "hdr": 2e-5,
+}
+
+# HMC of the released code: steps, eta, delta, mu
+_HMC_PIXEL = {
+    "super-resolution": (12, 1.04e-4, 0.012, 0.90),
+    "box-inpainting": (84, 1.15e-5, 0.014, 0.003),
+    "random-inpainting": (11, 3.56e-5, 0.015, 0.80),
+    "gaussian-blur": (82, 4.04e-5, 0.011, 0.10),
+    "motion-blur": (96, 3.69e-5, 0.01, 0.11),
+    "phase-retrieval": (62, 9.75e-6, 0.019, 0.73),
+    "nonlinear-blur": (85, 1.20e-5, 0.012, 0.46),
+    "hdr": (100, 2.18e-5, 0.013, 0.23),
+}
+_HMC_LATENT = {
+    "super-resolution": (24, 1.35e-4, 0.023, 0.86),
+    "box-inpainting": (15, 9.02e-6, 0.13, 0.74),
+    "random-inpainting": (38, 8.40e-6, 0.013, 0.92),
+    "gaussian-blur": (35, 2.70e-6, 0.95, 0.95),
+    "motion-blur": (49, 2.4e-5, 0.041, 0.45),
+    "phase-retrieval": (65, 2.1e-5, 0.12, 0.41),
+    "nonlinear-blur": (80, 3.71e-6, 0.024, 0.91),
+    "hdr": (38, 4.52e-6, 0.015, 0.58),
 }

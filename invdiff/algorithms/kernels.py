@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from invdiff.algorithms.draw import check_positive
+from invdiff.algorithms.draw import Run, check_positive
 from invdiff.measurement import Measurement
-from invdiff.operators.base import Affine
-from invdiff.random import SampleStreams
 
 
 class Kernel(Protocol):
@@ -20,9 +20,7 @@ class Kernel(Protocol):
         """Raise before any work if the kernel cannot run on this problem."""
         ...
 
-    def __call__(
-        self, m: Tensor, S: float, measurement: Measurement, streams: SampleStreams, progress: float
-    ) -> Tensor:
+    def __call__(self, m: Tensor, S: float, run: Run, progress: float) -> Tensor:
         """``progress`` runs from 0 to 1 over the annealing levels."""
         ...
 
@@ -47,15 +45,13 @@ class Conditional:
         check_positive(self, "n_cg", "tolerance")
 
     def check(self, measurement: Measurement, sigmas: list[float]) -> None:
-        if not isinstance(measurement.A, Affine):
+        if measurement.linear is None:
             raise TypeError(
                 f"The kernel Conditional needs a linear operator, got {measurement.A!r}. Use kernel=Langevin()."
             )
 
-    def __call__(
-        self, m: Tensor, S: float, measurement: Measurement, streams: SampleStreams, progress: float
-    ) -> Tensor:
-        return measurement.conditional(m, S**2, streams, n_steps=self.n_cg, tolerance=self.tolerance)
+    def __call__(self, m: Tensor, S: float, run: Run, progress: float) -> Tensor:
+        return run.measurement.conditional(m, S**2, run.streams, n_steps=self.n_cg, tolerance=self.tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,51 +66,144 @@ class Langevin:
         step_decay: eta at the last level over eta at the first, linear in between.
         tau: None: l is the measurement's negative log-likelihood. A number: ``l = |A x - y|^2 / tau^2`` as in the
             released code (no 1/2: a likelihood of standard deviation tau / sqrt 2, whatever the noise).
+        clip: largest magnitude of each entry of the gradient of ``tau^2 l``; the released code has 1 in latent
+            space (None: none).
     """
 
     n_steps: int = 100
     step_size: float = 1e-4
     step_decay: float = 0.01
     tau: float | None = None
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         check_positive(self, "n_steps", "step_size", "step_decay")
 
     def check(self, measurement: Measurement, sigmas: list[float]) -> None:
         """The iteration is unstable where step_size times curvature exceeds 2 (known for linear operators)."""
-        if not isinstance(measurement.A, Affine):
-            return
-        precision = measurement.noise.precision(measurement.y)
-        weight = (
-            float(precision if isinstance(precision, float) else precision.max())
-            if self.tau is None
-            else 2 / self.tau**2
-        )
-        data = weight * measurement.A.linear.norm() ** 2
-        for i, S in enumerate(sigmas):
-            eta = self._eta(i / len(sigmas))
-            if eta * (data + 1 / S**2) > 2.02:  # 1 % for the estimate of the norm
-                raise ValueError(
-                    f"Langevin diverges: step_size={eta:.3g} at level sigma={S:.3g} times the curvature "
-                    f"{data + 1 / S**2:.3g} exceeds 2. Use "
-                    f"step_size <= {2 / (data + 1 / S**2) * self.step_size / eta:.3g}, or kernel=Conditional()."
-                )
+        _check_stable(self, measurement, sigmas, 2.0)
 
-    def _eta(self, progress: float) -> float:
-        return self.step_size * (1 + progress * (self.step_decay - 1))
-
-    def __call__(
-        self, m: Tensor, S: float, measurement: Measurement, streams: SampleStreams, progress: float
-    ) -> Tensor:
-        eta, x = self._eta(progress), m.clone()
+    def __call__(self, m: Tensor, S: float, run: Run, progress: float) -> Tensor:
+        eta, x, grad = _decayed(self, progress), m.clone(), _data_gradient(self, run.measurement)
         for _ in range(self.n_steps):
-            if self.tau is None:
-                grad = measurement.nll_grad(x)
-            else:
-                grad = measurement.A.vjp(x, -2 / self.tau**2 * measurement.residual(x))
-            z = streams.randn(x.shape[1:], dtype=x.dtype, device=x.device)
-            x.add_((m - x).div_(S**2).sub_(grad), alpha=eta).add_(z, alpha=(2 * eta) ** 0.5)
+            x.add_((m - x).div_(S**2).sub_(grad(x)), alpha=eta).add_(run.randn(), alpha=(2 * eta) ** 0.5)
         return x
 
 
-KERNELS: dict[str, type] = {"conditional": Conditional, "langevin": Langevin}
+@dataclass(frozen=True, kw_only=True)
+class HMC:
+    """Hamiltonian steps with friction and without rejection, the second kernel of the DAPS paper.
+
+    ``v <- mu v + sqrt(eta) score + sqrt(2 (1 - mu)) z``, ``x <- x + sqrt(eta) v`` from ``v ~ N(0, I)``, with
+    ``score = (m - x)/S^2 - grad l(x)``. With mu = 0 each step is a Langevin step of size eta; for
+    any mu the stationary law is the target up to terms of order eta.
+
+    Attributes:
+        n_steps, step_size, step_decay, tau, clip: as for :class:`Langevin`.
+        momentum: mu, in [0, 1).
+    """
+
+    n_steps: int = 50
+    step_size: float = 1e-4
+    step_decay: float = 0.01
+    momentum: float = 0.5
+    tau: float | None = None
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "n_steps", "step_size", "step_decay")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"HMC: momentum must lie in [0, 1), got {self.momentum}.")
+
+    def check(self, measurement: Measurement, sigmas: list[float]) -> None:
+        """Unstable where step_size times curvature exceeds 2 (1 + momentum) (known for linear operators)."""
+        _check_stable(self, measurement, sigmas, 2 * (1 + self.momentum))
+
+    def __call__(self, m: Tensor, S: float, run: Run, progress: float) -> Tensor:
+        eta, x, grad = _decayed(self, progress), m.clone(), _data_gradient(self, run.measurement)
+        v = run.randn()
+        for _ in range(self.n_steps):
+            score = (m - x) / S**2 - grad(x)
+            v = self.momentum * v + eta**0.5 * score + (2 * (1 - self.momentum)) ** 0.5 * run.randn()
+            x = x + eta**0.5 * v
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metropolis:
+    """Random-walk Metropolis-Hastings with proposals ``x + sqrt(eta) z``: exact in the limit, and gradient-free.
+
+    The released code accepts with ``exp(-|A x - y|^2 / (2 tau^2))`` here but not in its other kernels; this one
+    uses the measurement's own likelihood. Each sample accepts on its own.
+
+    Attributes:
+        n_steps: proposals per annealing level.
+        step_size: eta at the first level, the variance of a proposal.
+        step_decay: eta at the last level over eta at the first, linear in between.
+    """
+
+    n_steps: int = 1000
+    step_size: float = 1e-3
+    step_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_positive(self, "n_steps", "step_size", "step_decay")
+
+    def check(self, measurement: Measurement, sigmas: list[float]) -> None:
+        """Nothing to refuse: any operator, any step."""
+
+    def __call__(self, m: Tensor, S: float, run: Run, progress: float) -> Tensor:
+        eta, x = _decayed(self, progress), m
+
+        def energy(x: Tensor) -> Tensor:
+            return (x - m).flatten(1).square().sum(1) / (2 * S**2) + run.measurement.nll(x)
+
+        now = energy(x)
+        for _ in range(self.n_steps):
+            proposal = x + eta**0.5 * run.randn()
+            new = energy(proposal)
+            accept = run.streams.rand((1,))[:, 0].to(now).log() < now - new
+            x = torch.where(accept.reshape(-1, *[1] * (x.ndim - 1)), proposal, x)
+            now = torch.where(accept, new, now)
+        return x
+
+
+def _decayed(kernel: Langevin | HMC | Metropolis, progress: float) -> float:
+    return kernel.step_size * (1 + progress * (kernel.step_decay - 1))
+
+
+def _data_gradient(kernel: Langevin | HMC, measurement: Measurement) -> Callable[[Tensor], Tensor]:
+    tau, clip = kernel.tau, kernel.clip
+
+    def grad(x: Tensor) -> Tensor:
+        if tau is None:
+            return measurement.nll_grad(x)
+        g = measurement.A.vjp(x, -2 * measurement.residual(x))
+        return (g if clip is None else g.clamp(-clip, clip)) / tau**2
+
+    return grad
+
+
+def _check_stable(kernel: Langevin | HMC, measurement: Measurement, sigmas: list[float], limit: float) -> None:
+    A = measurement.linear
+    if A is None:
+        return
+    precision = measurement.noise.precision(measurement.y)
+    largest = float(precision if isinstance(precision, float) else precision.max())
+    data = (largest if kernel.tau is None else 2 / kernel.tau**2) * A.norm() ** 2
+    for i, S in enumerate(sigmas):
+        eta, curvature = _decayed(kernel, i / len(sigmas)), data + 1 / S**2
+        if eta * curvature > 1.01 * limit:  # 1 % for the estimate of the norm
+            raise ValueError(
+                f"{type(kernel).__name__} diverges: step_size={eta:.3g} at level sigma={S:.3g} times the curvature "
+                f"{curvature:.3g} exceeds {limit:g}. Use step_size <= {limit / curvature * kernel.step_size / eta:.3g}, "
+                f"or kernel=Conditional()."
+            )
+
+
+KERNELS: dict[str, type] = {
+    "conditional": Conditional,
+    "hmc": HMC,
+    "langevin": Langevin,
+    "metropolis": Metropolis,
+}

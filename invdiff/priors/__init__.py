@@ -9,21 +9,34 @@ from invdiff.priors.analytic import (
 )
 from invdiff.priors.checkpoints import load_prior, save_prior, shipped_priors
 from invdiff.priors.denoiser import Counted, DDPMDenoiser, EDMDenoiser, NetworkPrior, Prior, PriorInfo
-from invdiff.priors.schedules import DiscreteSchedule, karras_sigmas, linear_betas, sqrt_linear_betas
+from invdiff.priors.schedules import (
+    CosineGrid,
+    DDPMGrid,
+    DiscreteSchedule,
+    KarrasGrid,
+    ddpm_sigmas,
+    karras_sigmas,
+    linear_betas,
+    sqrt_linear_betas,
+)
 
 __all__ = [
+    "CosineGrid",
     "Counted",
     "DDPMDenoiser",
+    "DDPMGrid",
     "DenseCovariance",
     "DiscreteSchedule",
     "EDMDenoiser",
     "ExactPosterior",
     "GaussianMixturePrior",
     "GaussianPrior",
+    "KarrasGrid",
     "NetworkPrior",
     "Prior",
     "PriorInfo",
     "StationaryCovariance",
+    "ddpm_sigmas",
     "karras_sigmas",
     "linear_betas",
     "load_prior",

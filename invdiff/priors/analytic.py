@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from invdiff.measurement import Measurement
-from invdiff.operators.base import Affine
 from invdiff.operators.linalg import cg
 from invdiff.priors.denoiser import Prior, PriorInfo
 from invdiff.random import SampleStreams
@@ -189,14 +188,15 @@ class ExactPosterior:
 
     def __init__(self, prior: GaussianMixturePrior, measurement: Measurement) -> None:
         m = prior.in_model_units(measurement).to(dtype=torch.float64)
-        if not isinstance(m.A, Affine):
+        A = m.linear
+        if A is None:
             raise TypeError(f"The exact posterior needs a linear operator, got {measurement.A!r}.")
         precision = m.noise.precision(m.y)
         if not isinstance(precision, float):
             raise TypeError(f"The exact posterior needs Gaussian noise, got {m.noise!r}.")
-        self.prior, self._A, self._variance = prior, m.A.linear, 1 / precision
+        self.prior, self._A, self._variance = prior, A, 1 / precision
         self._observed = None if m.A.observed is None else m.A.observed.expand(m.A.out_shape)
-        self._y = self._pack(m.y - m.A.constant)
+        self._y = self._pack(m.linear_data)
         if len(self._y) <= DENSE_LIMIT:
             eye = torch.eye(len(self._y), dtype=torch.float64)
             S = torch.cat([self._apply_S(rows) for rows in eye.split(256)])

@@ -127,6 +127,10 @@ class Prior:
         """Model images to the measurement's physical units."""
         return measurement.image_scale * (self.scale * u + self.offset)
 
+    def from_image(self, x: Tensor, measurement: Measurement) -> Tensor:
+        """The inverse of :meth:`to_image`."""
+        return (x / measurement.image_scale - self.offset) / self.scale
+
     def __repr__(self) -> str:
         sigmas = f"sigma=[{self.sigma_min:g}, {self.sigma_max:g}]"
         return f"{type(self).__name__}({self.info.name!r}, shape={self.shape}, {sigmas})"

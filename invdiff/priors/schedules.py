@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -51,3 +54,68 @@ class DiscreteSchedule:
         lo = hi - 1
         t = lo + (log - self._log[lo]) / (self._log[hi] - self._log[lo])
         return t.clamp(0, len(self._log) - 1)
+
+
+def ddpm_sigmas(n: int) -> list[float]:
+    """``n`` levels of the linear DDPM schedule, evenly spaced in its 1000 steps, from 157 down to 0.01, then 0."""
+    schedule = DiscreteSchedule(linear_betas(1000))
+    return [*schedule.sigmas[torch.linspace(999, 0, n).round().long()].tolist(), 0.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMGrid:
+    """Noise levels evenly spaced in the steps of the linear DDPM schedule: the grid of DDIM with 1000 steps.
+
+    Levels above ``sigma_max`` are left out and replaced by finer ones below it.
+    """
+
+    sigma_max: float = 158.0
+
+    def __call__(self, n: int) -> list[float]:
+        """``n`` positive levels, descending, then 0."""
+        schedule = DiscreteSchedule(linear_betas(1000))
+        last = float(schedule.index(torch.tensor([self.sigma_max]))[0])
+        t = torch.linspace(last, 0, n, dtype=torch.float64) if n > 1 else torch.tensor([last], dtype=torch.float64)
+        return [*_interpolate(t, schedule._log).exp().tolist(), 0.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KarrasGrid:
+    """Noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5), ``sigma_min`` being the last positive one."""
+
+    sigma_max: float = 80.0
+    sigma_min: float = 0.002
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"Need 0 < sigma_min < sigma_max, got {self}.")
+
+    def __call__(self, n: int) -> list[float]:
+        """``n`` positive levels, descending, then 0."""
+        if n == 1:
+            return [self.sigma_max, 0.0]
+        return [*karras_sigmas(n - 1, self.sigma_min, self.sigma_max, self.rho).tolist(), 0.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineGrid:
+    """Noise levels ``tan(pi t / 2)`` for t evenly spaced: the cosine schedule (Nichol and Dhariwal 2021, s = 0)."""
+
+    sigma_max: float = 80.0
+    sigma_min: float = 0.002
+
+    def __call__(self, n: int) -> list[float]:
+        """``n`` positive levels, descending, then 0."""
+        first, last = math.atan(self.sigma_max), math.atan(self.sigma_min)
+        t = torch.linspace(first, last, n, dtype=torch.float64) if n > 1 else torch.tensor([first])
+        return [*t.tan().tolist(), 0.0]
+
+
+Grid = DDPMGrid | KarrasGrid | CosineGrid
+GRIDS: dict[str, type] = {"ddpm": DDPMGrid, "karras": KarrasGrid, "cosine": CosineGrid}
+
+
+def _interpolate(t: Tensor, values: Tensor) -> Tensor:
+    lo = t.floor().long().clamp(0, len(values) - 2)
+    return values[lo] + (t - lo) * (values[lo + 1] - values[lo])

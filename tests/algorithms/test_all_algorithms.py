@@ -144,7 +144,7 @@ class TestConfigure:
             ({"nanneal": 3}, "DAPS has no parameter 'nanneal'; it has n_anneal, n_ode"),
             ({"n_anneal": 3.5}, "n_anneal must be of type int"),
             ({"n_anneal": "many"}, "n_anneal must be of type int"),
-            ({"kernel": "gibbs"}, "one of conditional, langevin"),
+            ({"kernel": "gibbs"}, "one of conditional, hmc, langevin"),
             ({"kernel.steps": 3}, "Conditional has no parameter 'steps'"),
             ({"n_anneal.x": 3}, "no parameters of its own"),
         ],

@@ -29,7 +29,7 @@ def test_the_update_is_the_papers_with_the_gradient_worked_out_by_hand() -> None
     betas = 1 - torch.cumprod(1 - linear_betas(1000), 0)  # 1 - alpha_bar
     ab = (1 - betas)[torch.linspace(0, 999, n).round().long()].tolist()
     streams = SampleStreams(5, range(3))
-    v = streams.randn(SHAPE, dtype=F64)
+    v = (1 - ab[-1]) ** 0.5 * streams.randn(SHAPE, dtype=F64)
     for t in reversed(range(n)):
         s2 = (1 - ab[t]) / ab[t]
 
@@ -53,7 +53,7 @@ def test_without_guidance_it_is_the_ancestral_sampler_of_the_prior() -> None:
     # every Hartley coefficient follows a scalar recursion for its variance, discretisation included
     lam, steps, n = COVARIANCE.eigenvalues, 100, 1000
     ab = torch.cumprod(1 - linear_betas(1000), 0)[torch.linspace(0, 999, steps).round().long()].tolist()
-    var = torch.ones(SHAPE, dtype=F64)
+    var = torch.full(SHAPE, 1 - ab[-1], dtype=F64)
     for t in reversed(range(steps)):
         prev = ab[t - 1] if t else 1.0
         beta = 1 - ab[t] / prev
