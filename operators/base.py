@@ -14,10 +14,13 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from invdiff.operators.svd import SVD
 
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 REAL = {v: k for k, v in COMPLEX.items()}
@@ -220,6 +223,19 @@ class LinearOperator(Operator):
 
         return cg(self.gram, self.H(y), item_ndim=len(self.in_shape), n_steps=200)
 
+    def svd(self) -> SVD:
+        """``A = U diag(s) V^H``: closed form where there is one, else dense for small operators, computed once.
+
+        Raises:
+            TypeError: no closed form and too large (:data:`invdiff.operators.svd.DENSE_LIMIT`), or complex images.
+        """
+        from invdiff.operators.svd import dense_svd
+
+        cached = vars(self).get("_svd")
+        if cached is None or cached[:2] != (self.dtype, self.device):
+            cached = self._svd = (self.dtype, self.device, dense_svd(self))
+        return cached[2]
+
     def __add__(self, other: LinearOperator) -> LinearOperator:
         if not isinstance(other, LinearOperator):
             return NotImplemented
@@ -305,6 +321,9 @@ class Scaled(LinearOperator):
     def pinv(self, y: Tensor) -> Tensor:
         return self.operator.pinv(y / self.scale)
 
+    def svd(self) -> SVD:
+        return self.operator.svd().scaled(self.scale) if isinstance(self.scale, int | float) else super().svd()
+
 
 class Adjoint(LinearOperator):
     """``operator.H``."""
@@ -373,6 +392,11 @@ class Identity(LinearOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         return y
+
+    def svd(self) -> SVD:
+        from invdiff.operators.svd import SVD
+
+        return SVD(torch.ones(self.shape, dtype=self.dtype, device=self.device), *[lambda x: x] * 3)
 
 
 class RealAsComplex(LinearOperator):

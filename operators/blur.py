@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.operators.base import LinearOperator
+from invdiff.operators.svd import SVD
 
 
 class Blur(LinearOperator):
@@ -47,6 +48,19 @@ class Blur(LinearOperator):
         """Inverse filter at frequencies where ``|transfer| > cutoff``, zero at the others."""
         h = self._transfer
         return self._filter(y, torch.where(h.abs() > cutoff, 1 / h, torch.zeros_like(h)))
+
+    def svd(self, cutoff: float = 1e-4) -> SVD:
+        """Frequencies are the singular vectors (half spectrum, complex); s = |transfer|, zero below ``cutoff``."""
+        h = self._transfer
+        s = h.abs()
+        s = torch.where(s > cutoff, s, torch.zeros_like(s)).expand(*self.shape[:-1], h.shape[-1])
+        phase = torch.where(h.abs() > cutoff, h.conj() / h.abs().clamp(min=cutoff), torch.zeros_like(h))
+        return SVD(
+            s,
+            lambda x: torch.fft.rfft2(x, norm="ortho"),
+            lambda c: torch.fft.irfft2(c, s=self.shape[-2:], norm="ortho"),
+            lambda y: phase * torch.fft.rfft2(y, norm="ortho"),
+        )
 
 
 class Pad(LinearOperator):

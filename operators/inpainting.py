@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators.base import LinearOperator
+from invdiff.operators.svd import SVD
 
 
 class Inpainting(LinearOperator):
@@ -38,6 +39,10 @@ class Inpainting(LinearOperator):
     def pinv(self, y: Tensor) -> Tensor:
         """``A^+ = A^H``."""
         return y * self.mask
+
+    def svd(self) -> SVD:
+        """Pixels are the singular vectors; s is 1 where seen, else 0."""
+        return SVD(self.mask.to(self.dtype), lambda x: x, lambda c: c, lambda y: y * self.mask)
 
 
 def random_pixels(shape: tuple[int, ...], fraction: float, *, seed: int) -> Tensor:

@@ -1,0 +1,86 @@
+"""DDNM+: denoising diffusion null-space model, with noise.
+
+Wang, Yu, Zhang: "Zero-shot image restoration using denoising diffusion null-space model", ICLR 2023,
+arXiv 2212.00490, eq. (13), (17) to (19) and algorithm 2 (time travel).
+
+Deviations from the paper and the released code:
+
+1. ``Sigma_t`` and ``Phi_t`` are per singular value (the paper's general form) in VE units; ports that use one
+   number for all assume that every singular value is 1.
+2. The injected noise has standard deviation ``eta s'`` (the released code's convention, not the eta of DDIM).
+3. Time travel goes back by renoising the state, ``travel`` repeats at every level (the paper jumps several).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from invdiff.algorithms.draw import Run, check_linear, check_positive, check_unit_interval, sampler
+from invdiff.priors.schedules import DDPMGrid, Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDNM:
+    """Denoising diffusion null-space model. Label: *heuristic* (data consistency by projection).
+
+    Needs the SVD and Gaussian noise. ``n_steps * travel`` denoiser evaluations per sample, no backpropagation.
+
+    Attributes:
+        n_steps: denoising steps.
+        eta: standard deviation of the injected noise over the next level, in [0, 1].
+        travel: repeats of each step, renoised in between (1: none).
+        grid: noise levels.
+    """
+
+    n_steps: int = 100
+    eta: float = 0.85
+    travel: int = 1
+    grid: Grid = field(default_factory=DDPMGrid)
+    bibtex: ClassVar[str] = """@inproceedings{wang2023zeroshot,
+  author    = {Wang, Yinhuai and Yu, Jiwen and Zhang, Jian},
+  title     = {Zero-shot image restoration using denoising diffusion null-space model},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2023},
+  note      = {arXiv:2212.00490}
+}"""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "n_steps", "travel")
+        check_unit_interval(self, "eta")
+
+    @sampler()
+    def __call__(self, run: Run) -> Tensor:
+        m, eta = run.measurement, self.eta
+        check_linear(self, m, gaussian=True)
+        assert m.linear is not None
+        svd = m.linear.svd()
+        c = svd.singular_values
+        noise = torch.where(c > 0, m.noise.precision(m.y) ** -0.5 / c.clamp(min=1e-30), 0.0)  # sigma_y / c
+        y = torch.where(c > 0, svd.data_coefficients(m.linear_data) / c.clamp(min=1e-30), 0.0)
+        u, S = run.start(self.grid(self.n_steps))
+        N = len(S) - 1
+        for i in range(N):
+            s, s_next = S[i], S[i + 1]
+            a = eta * s_next  # standard deviation of the injected noise
+            # lambda = min(1, a c / sigma_y): as much of the data as the injected noise can hide
+            lam = torch.where(noise > a, a / noise.clamp(min=1e-30), (c > 0).to(c))
+            if s_next == 0:
+                lam = torch.zeros_like(c)
+            for k in range(self.travel):
+                x0 = run.denoise(u, s)
+                eps = (u - x0) / s
+                # x0 <- x0 - V lambda V^T (x0 - A^+ y)
+                x0 = x0 + svd.image(lam * (y - svd.coefficients(x0)))
+                # noise of covariance (eta s')^2 - (lambda sigma_y / c)^2, so that the data's own noise fills it up
+                z = run.randn()
+                fill = (a**2 - (lam * noise).square()).clamp(min=0).sqrt() - a
+                v = x0 + (1 - eta**2) ** 0.5 * s_next * eps + a * z + svd.image(fill * svd.coefficients(z))
+                if k + 1 < self.travel:
+                    u = v + (s**2 - s_next**2) ** 0.5 * run.randn()
+            u = v
+            run.report(i + 1, N, u, "a prior that does not fit the data's range.", sigma=s, x0=x0)
+        return u

@@ -1,0 +1,125 @@
+"""Few-step samplers of a denoiser, in VE units: DDIM, DPM-Solver++(2M), Heun.
+
+A solver takes any denoiser, so a conditional one makes it a posterior sampler. Fewer than about 50 evaluations
+change the variance of what is sampled, by a known amount for Gaussians (tests/algorithms/test_solvers.py): look
+before you trust a spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from invdiff.algorithms.draw import Run, check_unit_interval, draw
+from invdiff.measurement import Measurement
+from invdiff.operators.base import Identity
+from invdiff.noise import GaussianNoise
+from invdiff.posterior import Posterior
+from invdiff.priors.denoiser import Prior
+from invdiff.priors.schedules import Grid, KarrasGrid
+
+Denoise = Callable[[Tensor, float], Tensor]
+
+
+class Solver(Protocol):
+    """Integrates from ``u`` at level ``sigmas[0]`` down to ``sigmas[-1] = 0``."""
+
+    def __call__(self, D: Denoise, u: Tensor, sigmas: Sequence[float], run: Run) -> Tensor: ...
+
+
+def ddim_step(u: Tensor, x0: Tensor, s: float, s_next: float, eta: float, run: Run) -> Tensor:
+    """``u' = x0 + sqrt(s'^2 - v) (u - x0) / s + sqrt(v) z`` with ``v = eta^2 s'^2 (s^2 - s'^2) / s^2``.
+
+    eta = 0: DDIM; eta = 1: the ancestral sampler (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16, in VE units).
+    """
+    v = eta**2 * s_next**2 * (s**2 - s_next**2) / s**2
+    u = x0 + (s_next**2 - v) ** 0.5 / s * (u - x0)
+    return u + v**0.5 * run.randn() if v > 0 else u
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM:
+    """Denoising diffusion implicit model: first order, one evaluation per step. ``eta`` as in :func:`ddim_step`."""
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_unit_interval(self, "eta")
+
+    def __call__(self, D: Denoise, u: Tensor, sigmas: Sequence[float], run: Run) -> Tensor:
+        for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+            u = ddim_step(u, D(u, s), s, s_next, self.eta, run)
+        return u
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolver2M:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order, one evaluation per step.
+
+    With ``lambda = -log s``: the denoised image is extrapolated linearly in lambda; the last step is DDIM's.
+    """
+
+    def __call__(self, D: Denoise, u: Tensor, sigmas: Sequence[float], run: Run) -> Tensor:
+        previous, h_previous = None, 0.0
+        for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+            x0 = D(u, s)
+            if s_next == 0:
+                return x0
+            h = math.log(s / s_next)
+            d = x0 if previous is None else x0 + h / (2 * h_previous) * (x0 - previous)
+            u = s_next / s * u + (1 - s_next / s) * d
+            previous, h_previous = x0, h
+        return u
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun:
+    """Heun's method of Karras et al. 2022 (arXiv 2206.00364, algorithm 1): second order, ``2 n - 1`` evaluations."""
+
+    def __call__(self, D: Denoise, u: Tensor, sigmas: Sequence[float], run: Run) -> Tensor:
+        for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+            d = (u - D(u, s)) / s
+            v = u + (s_next - s) * d
+            if s_next > 0:
+                v = u + (s_next - s) * (d + (v - D(v, s_next)) / s_next) / 2
+            u = v
+        return u
+
+
+SOLVERS: dict[str, type] = {"ddim": DDIM, "dpm-solver-2m": DPMSolver2M, "heun": Heun}
+
+
+def sample_prior(
+    prior: Prior,
+    n_samples: int,
+    *,
+    n_steps: int = 50,
+    solver: Solver | None = None,
+    grid: Grid | None = None,
+    seed: int = 0,
+) -> Posterior:
+    """Unconditional samples of a prior, in relative units (1 is ``prior.info.quantity``).
+
+    Args:
+        n_steps: noise levels of the grid.
+        solver: default :class:`Heun`.
+        grid: default :class:`~invdiff.priors.KarrasGrid`.
+    """
+    solver, levels = solver or Heun(), (grid or KarrasGrid())(n_steps)
+
+    def loop(run: Run) -> Tensor:
+        u, S = run.start(levels)
+        return solver(run.denoise, u, S, run)
+
+    A = Identity(prior.shape).to(dtype=prior.dtype, device=prior.device)
+    nothing = Measurement(torch.zeros(prior.shape, dtype=prior.dtype, device=prior.device), A, GaussianNoise(1.0))
+    with torch.no_grad():
+        return draw(
+            solver, loop, prior, nothing, n_samples=n_samples, seed=seed, batch_size=None, start=None,
+            start_sigma=None, callback=None,
+        )  # fmt: skip

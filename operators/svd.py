@@ -1,0 +1,106 @@
+"""Singular value decomposition as an ability of operators: ``A = U diag(s) V^H``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from invdiff.operators.base import LinearOperator
+
+DENSE_LIMIT = 8192  # smaller side of an operator (real components) up to which its SVD is computed densely
+
+
+@dataclass(frozen=True)
+class SVD:
+    """``A = U diag(s) V^H`` through its transforms; columns of V that are missing span (part of) the null space.
+
+    Attributes:
+        singular_values: s, non-negative; its shape is the coefficients' shape.
+        coefficients: image (..., \\*in_shape) to ``V^H x``.
+        image: coefficients to ``V c``.
+        data_coefficients: data (..., \\*out_shape) to ``U^H y`` where s > 0 (zero elsewhere).
+
+    The coefficients may be complex (Fourier operators); multiplying them by real factors that depend on s only,
+    and going back, gives real images.
+    """
+
+    singular_values: Tensor
+    coefficients: Callable[[Tensor], Tensor]
+    image: Callable[[Tensor], Tensor]
+    data_coefficients: Callable[[Tensor], Tensor]
+
+    def scaled(self, scale: float) -> SVD:
+        """The decomposition of ``scale * A``."""
+        sign, inner = math.copysign(1.0, scale), self.data_coefficients
+        return replace(
+            self, singular_values=abs(scale) * self.singular_values, data_coefficients=lambda y: sign * inner(y)
+        )
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """``A^+ y``."""
+        return self.image(_divide(self.data_coefficients(y), self.singular_values))
+
+    def project(self, x: Tensor) -> Tensor:
+        """``A^+ A x``, the part of an image that the data see."""
+        return self.image(self.coefficients(x) * (self.singular_values > 0))
+
+
+def dense_svd(A: LinearOperator, cutoff: float = 1e-6) -> SVD:
+    """By the eigenvalues of ``A^T A`` or ``A A^T``, whichever is smaller, in float64.
+
+    Args:
+        cutoff: singular values below this fraction of the largest count as zero.
+
+    Raises:
+        TypeError: the operator takes complex images, or its smaller side exceeds ``DENSE_LIMIT``.
+    """
+    n_in, n_out = math.prod(A.in_shape), math.prod(A.out_shape) * (2 if A.out_complex else 1)
+    if A.in_complex:
+        raise TypeError(f"The SVD is defined for operators on real images; compose {A!r} with ViewAsComplex.")
+    if min(n_in, n_out) > DENSE_LIMIT:
+        raise TypeError(
+            f"{A!r} has no closed-form SVD and is too large for a dense one ({min(n_in, n_out)} > {DENSE_LIMIT}). "
+            "Use an algorithm that needs only A and its adjoint (DDS, DiffPIR, DAPS, PiGDM)."
+        )
+    exact = A.to(dtype=torch.float64)
+
+    def pack(y: Tensor) -> Tensor:
+        y = torch.view_as_real(y).flatten(-2) if y.is_complex() else y
+        return y.flatten(y.ndim - len(A.out_shape))
+
+    def unpack(v: Tensor) -> Tensor:
+        if A.out_complex:
+            v = torch.view_as_complex(v.unflatten(-1, (-1, 2)).contiguous())
+        return v.unflatten(-1, A.out_shape)
+
+    def rows(n: int, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        eye = torch.eye(n, dtype=torch.float64, device=A.device)
+        return torch.cat([apply(e) for e in eye.split(256)])
+
+    if n_in <= n_out:
+        G = rows(n_in, lambda e: exact.gram(e.unflatten(-1, A.in_shape)).flatten(1))
+    else:
+        G = rows(n_out, lambda e: pack(exact(exact.H(unpack(e)))))
+    values, vectors = torch.linalg.eigh((G + G.T) / 2)
+    s = values.clamp(min=0).sqrt()
+    keep = s > cutoff * s.max()
+    s, W = s[keep].to(A.dtype), vectors[:, keep].to(A.dtype)
+
+    def coefficients(x: Tensor) -> Tensor:
+        return x.flatten(x.ndim - len(A.in_shape)) @ W if n_in <= n_out else pack(A(x)) @ W / s
+
+    def image(c: Tensor) -> Tensor:
+        return (c @ W.T).unflatten(-1, A.in_shape) if n_in <= n_out else A.H(unpack((c / s) @ W.T))
+
+    def data_coefficients(y: Tensor) -> Tensor:
+        return A.H(y).flatten(y.ndim - len(A.out_shape)) @ W / s if n_in <= n_out else pack(y) @ W
+
+    return SVD(s, coefficients, image, data_coefficients)
+
+
+def _divide(c: Tensor, s: Tensor) -> Tensor:
+    return torch.where(s > 0, c / s.clamp(min=torch.finfo(s.dtype).tiny), torch.zeros_like(c))
