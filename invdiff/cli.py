@@ -1,8 +1,9 @@
-"""The command line: ``invdiff demo | reconstruct | list | cite | train | prior info``."""
+"""The command line: ``invdiff demo | reconstruct | truth | list | cite | train | prior info``."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,43 @@ def reconstruct(
     console.print(f"data chi2: {chi2:.2f} per sample, {chi2_mean:.2f} of the mean; written to {out}/")
 
 
+@app.command()
+def truth(
+    algorithm: Annotated[
+        list[str] | None, typer.Option(help="A row of the bench, see 'invdiff list'; repeatable. Default: all.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer measurements, draws and steps.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for truth.json and truth.png.")] = Path("invdiff-truth"),
+    seed: Annotated[int, typer.Option(help="Seed of problems, data and samples.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = min(os.cpu_count() or 1, 8),
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure algorithms against exactly known posteriors: calibration, bias, data fit, cost."""
+    from tqdm import tqdm
+
+    from invdiff.evaluation.truth import LEGEND, run_truth, save, select, tables
+    from invdiff.storage import require_empty
+
+    try:
+        select(algorithm)
+        require_empty(out, overwrite=overwrite)
+        with tqdm(desc="truth bench", unit="row", dynamic_ncols=True) as bar:
+
+            def callback(done: int, total: int, what: str) -> None:
+                bar.total = total
+                bar.set_postfix_str(what, refresh=False)
+                bar.update(done - bar.n)
+
+            records = run_truth(algorithm, quick=quick, seed=seed, workers=workers, callback=callback)
+        save(records, out)
+    except USER_ERRORS as error:
+        fail(error)
+    for table in tables(records):
+        console.print(table)
+    console.print(LEGEND, highlight=False)
+    console.print(f"All numbers, with the parameters of every row: {out}/truth.json; figure: {out}/truth.png.")
+
+
 @app.command("list")
 def list_() -> None:
     """Operators, priors, algorithms, classical methods and file formats."""
@@ -194,7 +232,7 @@ def train(
         settings = TrainConfig.read(config)
         if device is not None:
             check_device(device)
-        with tqdm(total=settings.n_steps, desc=settings.name, unit="step", dynamic_ncols=True) as bar:
+        with tqdm(total=settings.total_steps, desc=settings.name, unit="step", dynamic_ncols=True) as bar:
 
             def callback(step: int, n_steps: int, loss: float) -> None:
                 if bar.n == 0:  # a run that continues: its earlier steps took no time now
@@ -210,28 +248,35 @@ def train(
     )
 
 
+_CURVE = {"sigma": "sigma", "noisy": "noisy", "tv": "TV", "linear": "linear", "prior": "prior"}
+
+
 @prior_app.command("info")
 def prior_info(
     name: Annotated[str, typer.Argument(help="A shipped prior's name or a .safetensors file.")],
 ) -> None:
     """Everything known about a prior."""
     from invdiff.priors import load_prior
+    from invdiff.priors.latent import LatentPrior
 
     try:
         p = load_prior(name)
     except USER_ERRORS as error:
         fail(error)
-    n = sum(q.numel() for q in p.module.parameters())
+    latent = " x ".join(map(str, p.shape)) if isinstance(p, LatentPrior) else ""
+    shape, modules = (p.image_shape, p.modules) if isinstance(p, LatentPrior) else (p.shape, [p.module])
+    n = sum(q.numel() for module in modules for q in module.parameters())
     table = Table("", "", show_header=False)
     for key, value in (
         ("name", p.info.name),
-        ("image", " x ".join(map(str, p.shape))),
+        ("image", " x ".join(map(str, shape))),
+        *([("latent", latent)] if latent else []),
         ("values", f"{p.info.value_range[0]:g} to {p.info.value_range[1]:g}; 1 is {p.info.quantity}"),
         (
             "pixel size",
             "" if p.info.pixel_size is None else f"{p.info.pixel_size[0]:g} to {p.info.pixel_size[1]:g} mm",
         ),
-        ("sigma", f"{p.sigma_min:g} to {p.sigma_max:g} (model units, range 2)"),
+        ("sigma", f"{p.sigma_min:g} to {p.sigma_max:g} ({'latent units' if latent else 'model units, range 2'})"),
         ("parameters", f"{n:,}"),
         ("trained on", p.info.trained_on),
         ("licence", p.info.licence),
@@ -241,16 +286,10 @@ def prior_info(
         table.add_row(key, _plain(str(value)))
     console.print(table)
     if curve := p.info.details.get("denoising_psnr"):
-        levels = Table(
-            "sigma",
-            "noisy",
-            "TV",
-            "prior",
-            title="denoising held-out slices, PSNR in dB",
-            title_justify="left",
-        )
+        title = f"denoising {'the latents of ' if latent else ''}held-out slices, PSNR in dB"
+        levels = Table(*(_CURVE[k] for k in curve[0]), title=title, title_justify="left")
         for r in curve:
-            levels.add_row(*(f"{r[k]:g}" if k == "sigma" else f"{r[k]:.1f}" for k in ("sigma", "noisy", "tv", "prior")))
+            levels.add_row(*(f"{v:g}" if k == "sigma" else f"{v:.1f}" for k, v in r.items()))
         console.print(levels)
 
 

@@ -18,23 +18,25 @@ from invdiff.operators.base import (
 from invdiff.operators.blur import Blur, Crop, Pad, gaussian_psf, reflect_blur
 from invdiff.operators.ct import CT
 from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
+from invdiff.operators.dense import Matrix
 from invdiff.operators.inpainting import Inpainting, random_pixels
 from invdiff.operators.mri import MultiCoilMRI, fft2c, ifft2c
 from invdiff.operators.mri_coils import birdcage_maps
 from invdiff.operators.mri_masks import equispaced_mask, random_mask
+from invdiff.operators.svd import SVD
 
 OPERATORS: dict[str, type[Operator]] = {
     cls.__name__: cls
     for cls in (
-        Affine, Blur, Crop, CT, Identity, Inpainting, LinearComposition, LinearSum, MultiCoilMRI, Pad, RealAsComplex,
-        Scaled, ViewAsComplex,
+        Affine, Blur, Crop, CT, Identity, Inpainting, LinearComposition, LinearSum, Matrix, MultiCoilMRI, Pad,
+        RealAsComplex, Scaled, ViewAsComplex,
     )
 }  # fmt: skip
 PARAMETERS: dict[str, type] = {"FanBeam": FanBeam, "ParallelBeam": ParallelBeam}
 
 __all__ = [
-    "CT", "OPERATORS", "PARAMETERS", "Affine", "Blur", "Crop", "FanBeam", "Identity", "Inpainting", "LinearComposition",
-    "LinearOperator", "LinearSum", "MultiCoilMRI", "Operator", "Pad", "ParallelBeam", "RealAsComplex", "Scaled",
-    "ViewAsComplex", "birdcage_maps", "dot", "equispaced_mask", "fft2c", "gaussian_psf", "ifft2c", "random_mask",
-    "random_pixels", "reflect_blur",
+    "CT", "OPERATORS", "PARAMETERS", "SVD", "Affine", "Blur", "Crop", "FanBeam", "Identity", "Inpainting",
+    "LinearComposition", "LinearOperator", "LinearSum", "Matrix", "MultiCoilMRI", "Operator", "Pad", "ParallelBeam",
+    "RealAsComplex", "Scaled", "ViewAsComplex", "birdcage_maps", "dot", "equispaced_mask", "fft2c", "gaussian_psf",
+    "ifft2c", "random_mask", "random_pixels", "reflect_blur",
 ]  # fmt: skip

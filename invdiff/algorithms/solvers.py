@@ -42,6 +42,20 @@ def ddim_step(u: Tensor, x0: Tensor, s: float, s_next: float, eta: float, run: R
     return u + v**0.5 * run.randn() if v > 0 else u
 
 
+def matched_step(u: Tensor, x0: Tensor, s: float, s_next: float, sigma_data: float, run: Run) -> Tensor:
+    """The ancestral step with the variance it has for a white Gaussian prior of standard deviation sd:
+    ``u' = x0 + (s'/s)^2 (u - x0) + sqrt(v) z`` with ``v = (sd^2 + s'^2) (s^2 - s'^2) / (sd^2 + s^2)``, 0 at s' = 0.
+
+    DDIM's eta = 1 is sd = 0: in few steps it loses variance wherever the prior is wider than the steps (Bao et
+    al. 2022, Analytic-DPM, arXiv 2201.06503).
+    """
+    u = x0 + (s_next / s) ** 2 * (u - x0)
+    if s_next == 0:
+        return u
+    v = (sigma_data**2 + s_next**2) * (s**2 - s_next**2) / (sigma_data**2 + s**2)
+    return u + v**0.5 * run.randn()
+
+
 @dataclass(frozen=True, kw_only=True)
 class DDIM:
     """Denoising diffusion implicit model: first order, one evaluation per step. ``eta`` as in :func:`ddim_step`."""

@@ -6,13 +6,17 @@ for an orthonormal transform ``U``, every formula below is a function of the eig
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from invdiff.measurement import Measurement
+from invdiff.operators.base import _cast
 from invdiff.operators.linalg import cg
 from invdiff.priors.denoiser import Prior, PriorInfo
 from invdiff.random import SampleStreams
@@ -99,6 +103,7 @@ class GaussianMixturePrior(Prior):
         means: (k, \\*shape).
         weights: (k,), positive; normalised here.
         covariance: shared by the components.
+        value_range: image values that correspond to -1 and +1 of the model (means and covariance are the model's).
         dtype: of the images.
     """
 
@@ -110,6 +115,7 @@ class GaussianMixturePrior(Prior):
         *,
         sigma_min: float = 1e-3,
         sigma_max: float = 100.0,
+        value_range: tuple[float, float] = (-1.0, 1.0),
         name: str = "gaussian-mixture",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -118,9 +124,8 @@ class GaussianMixturePrior(Prior):
                 f"Need means (k, {', '.join(map(str, covariance.shape))}) and k weights, "
                 f"got {tuple(means.shape)} and {tuple(weights.shape)}."
             )
-        super().__init__(
-            covariance.shape, sigma_min=sigma_min, sigma_max=sigma_max, info=PriorInfo(name=name), dtype=dtype
-        )
+        info = PriorInfo(name=name, value_range=value_range)
+        super().__init__(covariance.shape, sigma_min=sigma_min, sigma_max=sigma_max, info=info, dtype=dtype)
         self.means, self.covariance = means.double(), covariance
         self.log_weights = torch.log_softmax(weights.double().log(), 0)
         self._mean_coefficients = covariance.forward(self.means)  # U^T mu_k
@@ -140,8 +145,9 @@ class GaussianMixturePrior(Prior):
         if len(self.means) == 1:
             centre = self._mean_coefficients.to(c)
         else:
-            r = torch.softmax(self._log_components(c, (eig + s2)[:, None]), 1)
-            centre = torch.tensordot(r, self._mean_coefficients.to(c), 1)
+            M = self._mean_coefficients
+            logits = self.log_weights + _log_responsibilities(c.flatten(1), (eig + s2).flatten(1), M.flatten(1))
+            centre = torch.tensordot(torch.softmax(logits, 1), M, 1).to(c)
         return self.covariance.inverse(centre + gain * (c - centre))
 
     def log_density(self, x: Tensor, sigma: float = 0.0) -> Tensor:
@@ -194,20 +200,31 @@ class ExactPosterior:
         precision = m.noise.precision(m.y)
         if not isinstance(precision, float):
             raise TypeError(f"The exact posterior needs Gaussian noise, got {m.noise!r}.")
-        self.prior, self._A, self._variance = prior, A, 1 / precision
+        self.prior, self._measurement, self._A, self._variance = prior, m, A, 1 / precision
         self._observed = None if m.A.observed is None else m.A.observed.expand(m.A.out_shape)
-        self._y = self._pack(m.linear_data)
-        if len(self._y) <= DENSE_LIMIT:
-            eye = torch.eye(len(self._y), dtype=torch.float64)
+        n_data = len(self._pack(m.linear_data))
+        if n_data <= DENSE_LIMIT:
+            eye = torch.eye(n_data, dtype=torch.float64)
             S = torch.cat([self._apply_S(rows) for rows in eye.split(256)])
             self._factor: Tensor | None = torch.linalg.cholesky((S + S.T) / 2)
         else:
             self._factor = None
-        residuals = self._y - self._data(prior.means)
+        self._condition()
+
+    def _condition(self) -> None:
+        self._y = self._pack(self._measurement.linear_data)
+        residuals = self._y - self._data(self.prior.means)
         solved = self._solve(residuals)
-        self.weights = torch.softmax(prior.log_weights - 0.5 * (residuals * solved).sum(1), 0)
-        self.means = prior.means + self._back(solved)
+        self.weights = torch.softmax(self.prior.log_weights - 0.5 * (residuals * solved).sum(1), 0)
+        self.means = self.prior.means + self._back(solved)
         self.mean = torch.tensordot(self.weights, self.means, 1)
+
+    def with_data(self, y: Tensor) -> ExactPosterior:
+        """The posterior for other data ``y`` (\\*out_shape) of the same operator and noise; the factor is shared."""
+        new = copy.copy(self)
+        new._measurement = replace(self._measurement, y=_cast(y, torch.float64, None), reference=None)
+        new._condition()
+        return new
 
     def sample(self, n_samples: int, *, seed: int, item: str = "exact") -> Tensor:
         """Exact independent draws, (n_samples, \\*shape), in the prior's dtype.
@@ -265,6 +282,46 @@ class ExactPosterior:
         if self._factor is not None:
             return torch.cholesky_solve(v.T, self._factor).T
         return cg(self._apply_S, v, item_ndim=1, n_steps=2000, tolerance=1e-10)
+
+
+class PosteriorPrior(Prior):
+    """Exact posteriors as a prior, ``E[x0 | u, y]``: diffusion with it has the solver's error and no other.
+
+    Args:
+        posteriors: one per measurement, of one operator and noise (they share their covariance); in a batch of
+            ``n * len(posteriors)`` images, rows ``i n .. (i + 1) n - 1`` belong to posterior i.
+    """
+
+    def __init__(self, posteriors: Sequence[ExactPosterior]) -> None:
+        prior = posteriors[0].prior
+        info = replace(prior.info, name=f"posterior under {prior.info.name}")
+        super().__init__(
+            prior.shape, sigma_min=prior.sigma_min, sigma_max=prior.sigma_max, info=info, dtype=prior.dtype
+        )
+        self.covariance = DenseCovariance(posteriors[0].covariance_of_component(), prior.shape)
+        self._log_weights = torch.stack([p.weights for p in posteriors]).log()
+        self._mean_coefficients = self.covariance.forward(torch.stack([p.means for p in posteriors]))
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        M = self._mean_coefficients  # (posteriors, k, d)
+        if len(x) % len(M):
+            raise ValueError(f"Expected a multiple of {len(M)} images, one block per posterior, got {len(x)}.")
+        work = x if M.shape[1] == 1 else x.double()
+        c = self.covariance.forward(work).unflatten(0, (len(M), -1))
+        M, eig = M.to(c), self.covariance.eigenvalues.to(c)
+        variances = eig + sigma.to(c).square().reshape(len(M), -1, 1)
+        if M.shape[1] == 1:
+            centre = M
+        else:
+            logits = self._log_weights[:, None] + _log_responsibilities(c, variances, M)
+            centre = torch.softmax(logits, -1).to(c) @ M
+        return self.covariance.inverse((centre + eig / variances * (c - centre)).flatten(0, 1)).to(x)
+
+
+def _log_responsibilities(c: Tensor, variances: Tensor, means: Tensor) -> Tensor:
+    """``log N(c; m_k, variances)`` up to a constant per row, float64: (..., n, d) and (..., k, d) to (..., n, k)."""
+    c, precisions, means = c.double(), 1 / variances.double(), means.double()
+    return (c * precisions) @ means.mT - 0.5 * precisions @ means.square().mT
 
 
 def _choose(probabilities: Tensor, streams: SampleStreams) -> Tensor:

@@ -2,7 +2,7 @@
 
 The header holds, as JSON under the key ``invdiff``: the network's constructor arguments, the parametrisation,
 image shape, noise range and the :class:`~invdiff.priors.denoiser.PriorInfo`. Weights are stored in fp16 and
-loaded in fp32.
+loaded in fp32. A latent prior keeps both networks in the file; its header then has the key ``autoencoder``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+from invdiff.priors.autoencoder import Autoencoder
 from invdiff.priors.denoiser import EDMDenoiser, NetworkPrior, PriorInfo
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.networks import UNet
 
 ZOO = Path(__file__).parent / "zoo"
+_AUTOENCODER = "autoencoder."
 
 
 def shipped_priors() -> dict[str, Path]:
@@ -35,12 +38,14 @@ def save_prior(
     sigma_min: float,
     sigma_max: float,
     info: PriorInfo,
+    autoencoder: Autoencoder | None = None,
 ) -> None:
     """Write a prior, atomically.
 
     Args:
         network: constructor arguments of :class:`~invdiff.priors.networks.UNet`.
         shape, sigma_min, sigma_max, info: see :class:`~invdiff.priors.denoiser.Prior`.
+        autoencoder: of a latent prior; ``shape`` is that of its latents.
     """
     from safetensors.torch import save_file
 
@@ -54,12 +59,16 @@ def save_prior(
         "sigma_max": sigma_max,
         "info": {k: v for k, v in dataclasses.asdict(info).items() if k != "sha256"},
     }
-    weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in denoiser.net.state_dict().items()}
+    tensors = dict(denoiser.net.state_dict())
+    if autoencoder is not None:
+        header["autoencoder"] = autoencoder.arguments
+        tensors |= {_AUTOENCODER + k: v for k, v in autoencoder.state_dict().items()}
+    weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in tensors.items()}
     with atomic_path(path) as tmp:
         save_file(weights, tmp, metadata={"format": "invdiff-prior-1", "invdiff": json.dumps(header)})
 
 
-def load_prior(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> NetworkPrior:
+def load_prior(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> NetworkPrior | LatentPrior:
     """A shipped prior by name (``invdiff list`` shows them), or one from a ``.safetensors`` file.
 
     Raises:
@@ -86,21 +95,27 @@ def load_prior(name_or_path: str | Path, *, device: torch.device | str = "cpu") 
         raise ValueError(f"{path.name} is a safetensors file, but not an invdiff prior (no format 'invdiff-prior-1').")
     header = json.loads(metadata["invdiff"])
     net = UNet(**header["network"])
+    autoencoder = Autoencoder(**header["autoencoder"]) if "autoencoder" in header else None
     wanted, got = set(net.state_dict()), set(weights)
+    if autoencoder is not None:
+        wanted |= {_AUTOENCODER + k for k in autoencoder.state_dict()}
     if wanted != got:
         raise ValueError(
             f"{path.name} does not fit its network: missing {sorted(wanted - got)[:3]}, "
             f"unexpected {sorted(got - wanted)[:3]}."
         )
-    net.load_state_dict(weights)
+    net.load_state_dict({k: weights[k] for k in net.state_dict()})
     net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     info = header["info"]
     for key in ("value_range", "pixel_size"):
         info[key] = tuple(info[key]) if info[key] else None
-    return NetworkPrior(
-        EDMDenoiser(net, header["sigma_data"]),
-        tuple(header["shape"]),
-        sigma_min=header["sigma_min"],
-        sigma_max=header["sigma_max"],
-        info=PriorInfo(**info, sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
-    )
+    info = PriorInfo(**info, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    prior = NetworkPrior(
+        EDMDenoiser(net, header["sigma_data"]), tuple(header["shape"]), sigma_min=header["sigma_min"],
+        sigma_max=header["sigma_max"], info=info,
+    )  # fmt: skip
+    if autoencoder is None:
+        return prior
+    autoencoder.load_state_dict({k: weights[_AUTOENCODER + k] for k in autoencoder.state_dict()})
+    autoencoder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return LatentPrior.from_autoencoder(autoencoder, prior)

@@ -4,6 +4,9 @@ EDM denoising score matching (Karras et al. 2022, arXiv 2206.00364): noise level
 ``1 / c_out^2``, an exponential moving average of the weights, mixed precision on an accelerator. The state is
 checkpointed at intervals and on exit; the same command continues, and step ``k`` draws the same batch whether
 or not the run was interrupted. Everything but building the slice file needs only torch, numpy and h5py.
+
+A configuration with a table ``[autoencoder]`` makes a latent prior: the autoencoder is trained first, then the
+denoiser on its latents, each with its own checkpoint.
 """
 
 from __future__ import annotations
@@ -12,22 +15,51 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from invdiff.datasets.slices import MODALITIES, build_slices, load_slices
 from invdiff.priors.augment import Augmentation, SliceSampler
+from invdiff.priors.autoencoder import Autoencoder, autoencoder_loss
 from invdiff.priors.checkpoints import save_prior
 from invdiff.priors.denoiser import EDMDenoiser, PriorInfo
 from invdiff.priors.networks import UNet
 from invdiff.storage import atomic_path
 
+M = TypeVar("M", bound=nn.Module)
+Callback = Callable[..., None]
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # levels of the validation curve, model units (range 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The table ``[autoencoder]``: the first stage of a latent prior.
+
+    Attributes:
+        latent_channels, widths, n_blocks: see :class:`~invdiff.priors.autoencoder.Autoencoder`.
+        n_steps, batch_size, learning_rate: of its training, as for the denoiser.
+        noise: standard deviation added to the latents, which have 0.5, in training.
+        l1: weight of the mean absolute error next to the mean squared error.
+    """
+
+    latent_channels: int = 4
+    widths: tuple[int, ...] = (32, 96)
+    n_blocks: int = 2
+    n_steps: int = 2000
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    noise: float = 0.01
+    l1: float = 0.1
+
+    def network(self) -> dict[str, Any]:
+        """Constructor arguments of the autoencoder."""
+        return {"latent_channels": self.latent_channels, "widths": self.widths, "n_blocks": self.n_blocks}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +73,7 @@ class TrainConfig:
         trained_on, licence, quantity: for the model card.
         augmentation: table of :class:`~invdiff.priors.augment.Augmentation`.
         network: table of constructor arguments of :class:`~invdiff.priors.networks.UNet`.
+        autoencoder: table of :class:`AutoencoderConfig`; None: a prior of pixels.
         n_steps, batch_size: length of the run and images per step.
         learning_rate: of Adam, warmed up over 100 steps, cosine decay to 2 % of it.
         p_mean, p_std: of ln sigma in training.
@@ -58,6 +91,7 @@ class TrainConfig:
     quantity: str = "relative value"
     augmentation: Augmentation = field(default_factory=Augmentation)
     network: dict[str, Any] = field(default_factory=dict)
+    autoencoder: AutoencoderConfig | None = None
     n_steps: int = 2000
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -80,12 +114,25 @@ class TrainConfig:
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path.name} is not valid TOML: {error}") from None
         augmentation = _checked(Augmentation, table.pop("augmentation", {}), f"{path.name} [augmentation]")
-        config = _checked(cls, {**table, "augmentation": augmentation}, path.name)
+        if (stage := table.pop("autoencoder", None)) is not None:
+            stage = _checked(AutoencoderConfig, stage, f"{path.name} [autoencoder]")
+        config = _checked(cls, {**table, "augmentation": augmentation, "autoencoder": stage}, path.name)
         if config.modality not in MODALITIES:
             raise ValueError(
                 f"{path.name}: unknown modality {config.modality!r}; it must be one of {list(MODALITIES)}."
             )
+        channels, expected = config.network.get("channels", 1), stage.latent_channels if stage else 1
+        if channels != expected:
+            raise ValueError(
+                f"{path.name}: the denoiser must have the channels of what it denoises: expected "
+                f"[network] channels = {expected}, got {channels}."
+            )
         return config
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages."""
+        return self.n_steps + (self.autoencoder.n_steps if self.autoencoder else 0)
 
 
 def _checked(cls: type, table: dict[str, Any], where: str) -> Any:
@@ -108,7 +155,7 @@ def train(
     data: Path | None = None,
     max_minutes: float = math.inf,
     device: torch.device | str | None = None,
-    callback: Callable[..., None] | None = None,
+    callback: Callback | None = None,
 ) -> Path | None:
     """Train, or continue training, in the folder ``out``.
 
@@ -139,16 +186,116 @@ def train(
     stacks, value_range = load_slices(slices, "train")
     sampler = SliceSampler(stacks, config.augmentation, value_range)
 
+    deadline = time.monotonic() + 60 * max_minutes
+    size, total, autoencoder, seconds = config.augmentation.size, config.total_steps, None, 0.0
+    common: dict[str, Any] = {"deadline": deadline, "device": device, "ema": config.ema}
+
+    def seeded(step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+
+    if config.autoencoder is not None:
+        first = config.autoencoder
+        with torch.random.fork_rng():
+            torch.default_generator.manual_seed(config.seed)
+            autoencoder = Autoencoder(**first.network())
+
+        def calibration() -> Iterator[Tensor]:
+            return (sampler.batch(8, seeded(-1 - i)).to(device) for i in range(32))
+
+        def reconstruct(model: Autoencoder, generator: torch.Generator) -> Tensor:
+            x = sampler.batch(first.batch_size, generator)
+            noise = torch.randn((len(x), *model.latent_shape(x.shape[1:])), generator=generator)
+            return autoencoder_loss(model, x.to(device), noise.to(device), first.noise, first.l1)
+
+        state = out / "autoencoder.pt"
+        autoencoder.to(device)
+        if not state.exists():
+            autoencoder.calibrate(calibration())
+        autoencoder, done, seconds = _fit(
+            "autoencoder", autoencoder, reconstruct, state, n_steps=first.n_steps, learning_rate=first.learning_rate,
+            generator=seeded, callback=_offset(callback, 0, total), **common,
+        )  # fmt: skip
+        if done < first.n_steps:
+            return None
+        autoencoder.calibrate(calibration())
+
     with torch.random.fork_rng():  # weight initialisation; every batch has its own generator
         torch.default_generator.manual_seed(config.seed)
         denoiser = EDMDenoiser(UNet(**config.network))
-    denoiser.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-    optimiser = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
-    checkpoint, step, seconds, losses = out / "checkpoint.pt", 0, 0.0, []
+
+    def denoise(model: EDMDenoiser, generator: torch.Generator) -> Tensor:
+        x0 = sampler.batch(config.batch_size, generator).to(device)
+        if autoencoder is not None:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                x0 = autoencoder.encode(x0)
+        sigma = (config.p_mean + config.p_std * torch.randn(len(x0), generator=generator)).exp().to(device)
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        return edm_loss(model, x0, sigma, noise)
+
+    average, step, more = _fit(
+        "denoiser", denoiser, denoise, out / "checkpoint.pt", n_steps=config.n_steps,
+        learning_rate=config.learning_rate, generator=seeded,
+        callback=_offset(callback, total - config.n_steps, total), **common,
+    )  # fmt: skip
+    shape = (1, size, size) if autoencoder is None else autoencoder.latent_shape((1, size, size))
+    sample_sheet(average, shape, out / "samples.png", seed=config.seed, autoencoder=autoencoder)
+    if step < config.n_steps:
+        return None
+    details: dict[str, Any] = {
+        "n_steps": step, "batch_size": config.batch_size, "hours": round((seconds + more) / 3600, 2),
+        "hardware": hardware(device), "validation": ", ".join(Path(v).name for v in config.validation),
+    }  # fmt: skip
+    if config.autoencoder is not None and autoencoder is not None:
+        details["autoencoder_steps"] = config.autoencoder.n_steps
+        details["reconstruction_psnr"] = reconstruction_psnr(autoencoder, slices, config.augmentation)
+    details["denoising_psnr"] = denoising_curve(average, slices, config.augmentation, autoencoder=autoencoder)
+    info = PriorInfo(
+        name=config.name, value_range=value_range, quantity=config.quantity, pixel_size=config.augmentation.pixel_size,
+        trained_on=config.trained_on, licence=config.licence, details=details,
+    )  # fmt: skip
+    path = out / f"{config.name}.safetensors"
+    save_prior(
+        path, average, dict(config.network), shape=shape, sigma_min=config.sigma_min, sigma_max=config.sigma_max,
+        info=info, autoencoder=autoencoder,
+    )  # fmt: skip
+    with atomic_path(path.with_suffix(".md")) as tmp:
+        n = [sum(p.numel() for p in net.parameters()) for net in (average, autoencoder) if net is not None]
+        tmp.write_text(model_card(info, *n))
+    return path
+
+
+def _offset(callback: Callback | None, steps: int, total: int) -> Callback:
+    return lambda step, loss: None if callback is None else callback(steps + step, total, loss)
+
+
+def _fit(
+    name: str,
+    model: M,
+    loss_of: Callable[[M, torch.Generator], Tensor],
+    checkpoint: Path,
+    *,
+    n_steps: int,
+    learning_rate: float,
+    ema: float,
+    generator: Callable[[int], torch.Generator],
+    deadline: float,
+    device: torch.device,
+    callback: Callback,
+) -> tuple[M, int, float]:
+    """Train ``model`` to the last step or the deadline: its weight average, the steps and the seconds so far.
+
+    Args:
+        name: of the model, in the checkpoint.
+        loss_of: ``loss_of(model, generator)``, drawing its batch from the generator.
+        checkpoint: file of the state, continued if it exists.
+    """
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    step, seconds, losses = 0, 0.0, []
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
-        denoiser.load_state_dict(state["denoiser"])
+        model.load_state_dict(state[name])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         step, seconds, losses = state["step"], state["seconds"], state["losses"]
@@ -156,65 +303,41 @@ def train(
     def save() -> None:
         with atomic_path(checkpoint) as tmp:
             torch.save(
-                {"denoiser": denoiser.state_dict(), "average": average.state_dict(), "step": step, "losses": losses,
+                {name: model.state_dict(), "average": average.state_dict(), "step": step, "losses": losses,
                  "optimiser": optimiser.state_dict(), "seconds": seconds + time.monotonic() - begun}, tmp
             )  # fmt: skip
 
     begun = last_save = time.monotonic()
+    started = step
     try:
-        while step < config.n_steps and time.monotonic() - begun < 60 * max_minutes:
+        while step < n_steps and time.monotonic() < deadline:
             for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * _rate(step, config.n_steps)
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            x0 = sampler.batch(config.batch_size, generator).to(device)
-            sigma = (config.p_mean + config.p_std * torch.randn(len(x0), generator=generator)).exp().to(device)
-            noise = torch.randn(x0.shape, generator=generator).to(device)
+                group["lr"] = learning_rate * _rate(step, n_steps)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                loss = edm_loss(denoiser, x0, sigma, noise)
+                loss = loss_of(model, generator(step))
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            decay = min(config.ema, (1 + step) / (10 + step))
+            decay = min(ema, (1 + step) / (10 + step))
             with torch.no_grad():
-                for a, p in zip(average.parameters(), denoiser.parameters(), strict=True):
+                for a, p in zip(average.parameters(), model.parameters(), strict=True):
                     a.lerp_(p, 1 - decay)
             step += 1
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(
-                    f"The loss is {losses[-1]} at step {step}; lower learning_rate={config.learning_rate}."
+                    f"The loss of the {name} is {losses[-1]} at step {step}; lower learning_rate={learning_rate}."
                 )
-            if callback is not None:
-                callback(step, config.n_steps, losses[-1])
+            callback(step, losses[-1])
             if time.monotonic() - last_save > 120:
                 save()
                 last_save = time.monotonic()
     finally:
-        save()
-        seconds += time.monotonic() - begun
-    sample_sheet(average, config.augmentation.size, out / "samples.png", seed=config.seed)
-    if step < config.n_steps:
-        return None
-    curve = denoising_curve(average, slices, config.augmentation)
-    info = PriorInfo(
-        name=config.name, value_range=value_range, quantity=config.quantity, pixel_size=config.augmentation.pixel_size,
-        trained_on=config.trained_on, licence=config.licence,
-        details={
-            "n_steps": step, "batch_size": config.batch_size, "hours": round(seconds / 3600, 2),
-            "hardware": hardware(device), "validation": ", ".join(Path(v).name for v in config.validation),
-            "denoising_psnr": curve,
-        },
-    )  # fmt: skip
-    path = out / f"{config.name}.safetensors"
-    size = config.augmentation.size
-    save_prior(
-        path, average, dict(config.network), shape=(1, size, size),
-        sigma_min=config.sigma_min, sigma_max=config.sigma_max, info=info,
-    )  # fmt: skip
-    with atomic_path(path.with_suffix(".md")) as tmp:
-        tmp.write_text(model_card(info, sum(p.numel() for p in average.parameters())))
-    return path
+        if step > started or not checkpoint.exists():
+            save()
+            seconds += time.monotonic() - begun
+    return average, step, seconds
 
 
 def edm_loss(denoiser: EDMDenoiser, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -229,18 +352,30 @@ def _rate(step: int, n_steps: int) -> float:
 
 
 @torch.no_grad()
-def sample_sheet(denoiser: EDMDenoiser, size: int, path: Path, *, seed: int, n: int = 16, n_steps: int = 40) -> None:
-    """Unconditional samples by the deterministic Euler sampler, as a picture."""
+def sample_sheet(
+    denoiser: EDMDenoiser,
+    shape: tuple[int, ...],
+    path: Path,
+    *,
+    seed: int,
+    n: int = 16,
+    n_steps: int = 40,
+    autoencoder: Autoencoder | None = None,
+) -> None:
+    """Unconditional samples by the deterministic Euler sampler, as a picture; latents are decoded."""
     import matplotlib.image
 
     from invdiff.priors.schedules import karras_sigmas
 
     p = next(denoiser.parameters())
     sigmas = [*karras_sigmas(n_steps - 1, 0.01, 80.0).tolist(), 0.0]
-    x = sigmas[0] * torch.randn(n, 1, size, size, generator=torch.Generator().manual_seed(seed)).to(p.device)
+    x = sigmas[0] * torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)).to(p.device)
     for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         d = (x - denoiser(x, torch.full((n,), s, device=p.device))) / s
         x = x + (s_next - s) * d
+    if autoencoder is not None:
+        x = autoencoder.decode(x)
+    size = x.shape[-1]
     rows = x.clamp(-1, 1).cpu().reshape(n // 8, 8, size, size).permute(0, 2, 1, 3).reshape(n // 8 * size, 8 * size)
     with atomic_path(path) as tmp:
         matplotlib.image.imsave(tmp, rows.numpy(), cmap="gray", format="png")
@@ -248,33 +383,56 @@ def sample_sheet(denoiser: EDMDenoiser, size: int, path: Path, *, seed: int, n: 
 
 @torch.no_grad()
 def denoising_curve(
-    denoiser: EDMDenoiser, slices: Path, augmentation: Augmentation, n: int = 32
+    denoiser: EDMDenoiser,
+    slices: Path,
+    augmentation: Augmentation,
+    n: int = 32,
+    autoencoder: Autoencoder | None = None,
 ) -> list[dict[str, float]]:
     """PSNR (range 2) per noise level on held-out slices: noisy input, total variation, this prior.
 
     The total-variation weight is the best of five for each level on the same images, which favours the baseline.
+    With an autoencoder the noise is added to latents and the error is that of latents; total variation is left
+    out, and "linear" is the best linear denoiser of each entry, from the mean and variance of its channel.
     """
     from skimage.restoration import denoise_tv_chambolle
 
-    stacks, value_range = load_slices(slices, "validation")
-    plain = dataclasses.replace(augmentation, rotation=0.0, gain=0.0, gamma=0.0, remap=0.0, bias=0.0)
     generator = torch.Generator().manual_seed(1)
-    x0 = SliceSampler(stacks, plain, value_range).batch(n, generator)
+    x0 = held_out(slices, augmentation, n, generator)
     device = next(denoiser.parameters()).device
-
-    def psnr(x: Tensor) -> float:
-        return float((10 * torch.log10(4 / (x - x0).square().mean((1, 2, 3)))).mean())
+    if autoencoder is not None:
+        x0 = autoencoder.encode(x0.to(device)).cpu()
+        mean, variance = x0.mean((0, 2, 3), keepdim=True), x0.var((0, 2, 3), keepdim=True)
 
     rows = []
     for sigma in SIGMAS:
         noisy = x0 + sigma * torch.randn(x0.shape, generator=generator)
-        tv = max(
-            psnr(torch.stack([torch.from_numpy(denoise_tv_chambolle(v[0].numpy(), w * sigma))[None] for v in noisy]))
-            for w in (0.6, 0.9, 1.2, 1.6, 2.2)
-        )
+        if autoencoder is None:
+            tv = ([denoise_tv_chambolle(v[0].numpy(), w * sigma) for v in noisy] for w in (0.6, 0.9, 1.2, 1.6, 2.2))
+            baseline = {"tv": max(_psnr(torch.from_numpy(np.stack(x))[:, None], x0) for x in tv)}
+        else:
+            baseline = {"linear": _psnr(mean + variance / (variance + sigma**2) * (noisy - mean), x0)}
         ours = denoiser(noisy.to(device), torch.full((n,), sigma, device=device)).cpu()
-        rows.append({"sigma": sigma, "noisy": psnr(noisy), "tv": tv, "prior": psnr(ours)})
+        rows.append({"sigma": sigma, "noisy": _psnr(noisy, x0), **baseline, "prior": _psnr(ours, x0)})
     return rows
+
+
+@torch.no_grad()
+def reconstruction_psnr(autoencoder: Autoencoder, slices: Path, augmentation: Augmentation, n: int = 32) -> float:
+    """Mean PSNR (range 2) of ``decode(encode(x))`` on held-out slices."""
+    x0 = held_out(slices, augmentation, n, torch.Generator().manual_seed(1))
+    return _psnr(autoencoder(x0.to(autoencoder.scale.device)).cpu(), x0)
+
+
+def held_out(slices: Path, augmentation: Augmentation, n: int, generator: torch.Generator) -> Tensor:
+    """``n`` validation images (n, 1, size, size), with the geometric but without the intensity augmentation."""
+    stacks, value_range = load_slices(slices, "validation")
+    plain = dataclasses.replace(augmentation, rotation=0.0, gain=0.0, gamma=0.0, remap=0.0, bias=0.0)
+    return SliceSampler(stacks, plain, value_range).batch(n, generator)
+
+
+def _psnr(x: Tensor, x0: Tensor) -> float:
+    return float((10 * torch.log10(4 / (x - x0).square().mean((1, 2, 3)))).mean())
 
 
 def hardware(device: torch.device) -> str:
@@ -284,14 +442,27 @@ def hardware(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def model_card(info: PriorInfo, n_parameters: int) -> str:
+def model_card(info: PriorInfo, n_parameters: int, n_autoencoder: int = 0) -> str:
     """The model card as Markdown."""
     d = info.details
     lo, hi = info.value_range
+    latent = "autoencoder_steps" in d
+    baseline = "linear" if latent else "tv"
     curve = "\n".join(
-        f"| {r['sigma']:g} | {r['noisy']:.1f} | {r['tv']:.1f} | {r['prior']:.1f} |" for r in d["denoising_psnr"]
+        f"| {r['sigma']:g} | {r['noisy']:.1f} | {r[baseline]:.1f} | {r['prior']:.1f} |" for r in d["denoising_psnr"]
     )
     sizes = "" if info.pixel_size is None else f"{info.pixel_size[0]:g} to {info.pixel_size[1]:g} mm"
+    network = f"U-Net, {n_parameters / 1e6:.2f} M parameters, EDM preconditioning, stored in fp16"
+    steps = f"{d['n_steps']} steps of {d['batch_size']} images"
+    score = "PSNR in dB (range 2), mean over 32 images"
+    what = f"Denoising of held-out slices, {score}; TV is the best of five weights per level:"
+    if latent:
+        network += f"; convolutional autoencoder, {n_autoencoder / 1e6:.2f} M parameters"
+        steps += f" after {d['autoencoder_steps']} of the autoencoder"
+        what = f"""`decode(encode(x))` of held-out slices: {d["reconstruction_psnr"]:.1f} ({score}), a bound for every
+reconstruction with this prior.
+
+Denoising of their latents, {score}; "linear" knows mean and variance of each channel:"""
     return f"""# {info.name}
 
 | | |
@@ -300,13 +471,13 @@ def model_card(info: PriorInfo, n_parameters: int) -> str:
 | pixel size in training | {sizes} |
 | trained on | {info.trained_on} |
 | licence of the data | {info.licence} |
-| network | U-Net, {n_parameters / 1e6:.2f} M parameters, EDM preconditioning, stored in fp16 |
-| training | {d["n_steps"]} steps of {d["batch_size"]} images, {d["hours"]:g} h on {d["hardware"]} |
+| network | {network} |
+| training | {steps}, {d["hours"]:g} h on {d["hardware"]} |
 | held out | {d["validation"]} |
 
-Denoising of held-out slices, PSNR in dB (range 2), mean over 32 images; TV is the best of five weights per level:
+{what}
 
-| sigma | noisy | TV | this prior |
+| sigma | noisy | {"linear" if latent else "TV"} | this prior |
 |---|---|---|---|
 {curve}
 

@@ -16,6 +16,7 @@ from invdiff.operators import (
     Identity,
     Inpainting,
     LinearOperator,
+    Matrix,
     MultiCoilMRI,
     Pad,
     ParallelBeam,
@@ -43,6 +44,7 @@ CASES: dict[str, LinearOperator] = {
     "Inpainting": Inpainting(random_pixels((2, 6, 5), 0.4, seed=0)),
     "Blur": BLUR,
     "Blur even size, odd PSF shape": Blur(torch.rand(4, 3, generator=torch.Generator().manual_seed(0)), (1, 8, 8)),
+    "Matrix": Matrix(torch.rand(6, 20, generator=torch.Generator().manual_seed(0)), (1, 5, 4), (2, 3)),
     "Pad": Pad((1, 6, 7), 2),
     "Crop": Crop((1, 9, 8), 2),
     "reflect_blur": reflect_blur(gaussian_psf(1.0, 5), (1, 9, 8)),
@@ -138,6 +140,26 @@ def test_prox_solves_its_normal_equations(A: LinearOperator) -> None:
     x = A.prox(z, y, 0.7)
     gradient = x - z + 0.7 * A.H(A(x) - y)
     assert float(gradient.abs().max()) < 1e-3 * float((z + 0.7 * A.H(y)).abs().max())
+
+
+def test_svd_is_one(A: LinearOperator) -> None:
+    if A.in_complex:
+        with pytest.raises(TypeError, match="real images"):
+            A.svd()
+        return
+    x, y = inputs(A)
+    if A.observed is not None:
+        y = y * A.observed
+    svd = A.svd()
+    s = svd.singular_values
+    # U^H A = diag(s) V^H, A^H U = V diag(s), V^H V = 1 on the range, and the Moore-Penrose properties
+    torch.testing.assert_close(svd.data_coefficients(A(x)), s * svd.coefficients(x), rtol=0, atol=1e-3)
+    torch.testing.assert_close(svd.image(s * svd.data_coefficients(y)), A.H(y), rtol=0, atol=1e-3)
+    seen = svd.project(x)
+    torch.testing.assert_close(svd.project(seen), seen, rtol=0, atol=1e-5)
+    torch.testing.assert_close(A(seen), A(x), rtol=0, atol=1e-3)
+    torch.testing.assert_close(svd.pinv(A(x)), seen, rtol=0, atol=1e-3)
+    assert abs(float(dot(seen, x - seen))) < 1e-4 * float(dot(x, x))
 
 
 def test_norm_bounds_the_operator(A: LinearOperator) -> None:

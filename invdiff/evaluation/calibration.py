@@ -1,0 +1,155 @@
+"""Are samples draws from the posterior? Measures on tensors, to be averaged over joint draws of truth and data.
+
+Throughout: ``samples`` (n_data, n_samples, \\*shape) and ``truth`` (n_data, \\*shape), where (truth, data) is drawn
+from the joint law. No single number is enough: draws from the prior that ignore the data pass
+:func:`spread_skill`, :func:`coverage` and :func:`sbc_total_variation`, and are caught by the data chi2,
+:func:`fair_crps` and :func:`mmse_gap_db`; the posterior mean repeated passes the last and fails the first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, *, n_projections: int = 1000, seed: int = 0) -> float:
+    """Mean over random directions of the one-dimensional Wasserstein distance of order 1.
+
+    Args:
+        x, y: two sets of equally many points, (n, \\*shape).
+        n_projections: directions, uniform on the sphere.
+        seed: of the directions.
+    """
+    if x.shape != y.shape:
+        raise ValueError(f"Expected two sets of the same size and shape, got {tuple(x.shape)} and {tuple(y.shape)}.")
+    x, y = x.flatten(1), y.flatten(1)
+    directions = torch.randn(x.shape[1], n_projections, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    directions = (directions / directions.norm(dim=0)).to(x.device)
+    return float(((x @ directions).sort(0).values - (y @ directions).sort(0).values).abs().mean())
+
+
+def fair_crps(samples: Tensor, truth: Tensor) -> Tensor:
+    """Continuous ranked probability score per pixel, (n_data, \\*shape), in the images' unit; less is better.
+
+    ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))``: unbiased for an ensemble of S samples (Ferro 2014),
+    by sorting in O(S log S).
+    """
+    S = _check(samples, truth, 2)
+    s = samples.sort(1).values
+    i = torch.arange(1, S + 1, dtype=s.dtype, device=s.device).reshape(-1, *[1] * (s.ndim - 2))
+    pairs = ((2 * i - S - 1) * s).sum(1)  # half of sum_ij |s_i - s_j|
+    return (samples - truth[:, None]).abs().mean(1) - pairs / (S * (S - 1))
+
+
+def spread_skill(samples: Tensor, truth: Tensor) -> float:
+    """``sqrt((S + 1) / S  mean variance / mean squared error of the mean)``: 1 for posterior draws, any S."""
+    S = _check(samples, truth, 2)
+    error = (samples.mean(1) - truth).square().mean()
+    return float(((S + 1) / S * samples.var(1).mean() / error).sqrt())
+
+
+def ranks(samples: Tensor, truth: Tensor) -> Tensor:
+    """How many samples lie below the truth, per pixel: (n_data, \\*shape), uniform on 0 .. S for posterior draws."""
+    _check(samples, truth, 1)
+    return (samples < truth[:, None]).sum(1)
+
+
+def coverage(rank: Tensor, n_samples: int, level: float) -> float:
+    """Share of truths within the central interval between two order statistics of the samples.
+
+    The interval whose nominal level ``(S + 1 - 2 a) / (S + 1)`` is nearest to ``level`` (S = 16: 15/17 for 0.9 and
+    9/17 for 0.5). Interpolated quantiles of few samples would undercover.
+
+    Args:
+        rank: from :func:`ranks`.
+        n_samples: S.
+        level: in (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}.")
+    a = round((1 - level) / 2 * (n_samples + 1))
+    return float(((rank >= a) & (rank <= n_samples - a)).double().mean())
+
+
+def sbc_total_variation(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> float:
+    """Total variation distance between the histogram of all ranks and the uniform law (simulation-based
+    calibration, Talts et al. 2018): 0 for posterior draws, up to sampling noise.
+
+    Args:
+        rank: from :func:`ranks`.
+        n_samples: S; the S + 1 ranks are binned where they are more than ``max_bins``.
+    """
+    n_bins = min(n_samples + 1, max_bins)
+    which = torch.arange(n_samples + 1, device=rank.device) * n_bins // (n_samples + 1)
+    expected = torch.bincount(which, minlength=n_bins).double() / (n_samples + 1)
+    observed = torch.bincount(which[rank.flatten()], minlength=n_bins).double() / rank.numel()
+    return total_variation(observed, expected)
+
+
+def tarp(samples: Tensor, truth: Tensor, references: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Coverage of balls around reference points (TARP: Lemos et al. 2023, arXiv 2302.03026).
+
+    A ball around the reference that holds a share ``level`` of the samples holds the truth with that probability.
+    The test sees wrong samples only if the references depend on the data.
+
+    Args:
+        references: (n_data, \\*shape), independent of the truth given the data.
+
+    Returns:
+        levels (S,) = k / (S + 1), expected coverage (S,), and their largest deviation; 95 % of calibrated
+        experiments deviate by less than about ``1.36 / sqrt(n_data)`` (Kolmogorov).
+    """
+    S = _check(samples, truth, 1)
+    if references.shape != truth.shape:
+        raise ValueError(f"Expected references of shape {tuple(truth.shape)}, got {tuple(references.shape)}.")
+    d_samples = (samples - references[:, None]).flatten(2).norm(dim=2)
+    d_truth = (truth - references).flatten(1).norm(dim=1)
+    rank = (d_samples < d_truth[:, None]).sum(1)
+    k = torch.arange(1, S + 1, device=rank.device)
+    expected = (rank[:, None] < k).double().mean(0)
+    levels = k.double() / (S + 1)
+    return levels, expected, float((expected - levels).abs().max())
+
+
+def mmse_gap_db(estimate: Tensor, truth: Tensor, optimum: Tensor) -> float:
+    """``10 log10(MSE(estimate) / MSE(exact posterior mean))``. The mean of S exact draws has ``10 log10(1 + 1/S)``.
+
+    Args:
+        estimate, truth, optimum: the same shape; ``optimum`` is the exact posterior mean.
+    """
+    if not estimate.shape == truth.shape == optimum.shape:
+        shapes = [tuple(t.shape) for t in (estimate, truth, optimum)]
+        raise ValueError(f"estimate, truth and optimum must have the same shape, got {shapes}.")
+    return 10 * math.log10(float((estimate - truth).square().mean() / (optimum - truth).square().mean()))
+
+
+def mode_frequencies(samples: Tensor, modes: Tensor) -> Tensor:
+    """Share of the samples nearest to each mode, (n_data, k).
+
+    Args:
+        samples: (n_data, n_samples, \\*shape), in coordinates where the modes are round (whitened).
+        modes: (k, \\*shape).
+    """
+    if samples.shape[2:] != modes.shape[1:]:
+        raise ValueError(f"Expected modes (k, {tuple(samples.shape[2:])}), got {tuple(modes.shape)}.")
+    nearest = torch.cdist(samples.flatten(2).double(), modes.flatten(1).double()).argmin(2)
+    return torch.nn.functional.one_hot(nearest, len(modes)).double().mean(1)
+
+
+def total_variation(p: Tensor, q: Tensor) -> float:
+    """``sum |p - q| / 2`` over the last dimension, mean over the others."""
+    return float((p - q).abs().sum(-1).mean() / 2)
+
+
+def _check(samples: Tensor, truth: Tensor, least: int) -> int:
+    """The number of samples, once the shapes are right."""
+    if samples.ndim < 2 or samples.shape[:1] + samples.shape[2:] != truth.shape:
+        raise ValueError(
+            f"Expected samples (n_data, n_samples, *shape) and truth (n_data, *shape), "
+            f"got {tuple(samples.shape)} and {tuple(truth.shape)}."
+        )
+    if samples.shape[1] < least:
+        raise ValueError(f"Expected at least {least} samples per truth, got {samples.shape[1]}.")
+    return samples.shape[1]
