@@ -40,6 +40,11 @@ class SVD:
             self, singular_values=abs(scale) * self.singular_values, data_coefficients=lambda y: sign * inner(y)
         )
 
+    def truncated(self, cutoff: float) -> SVD:
+        """The decomposition with singular values below ``cutoff`` times the largest set to zero."""
+        s = self.singular_values
+        return replace(self, singular_values=torch.where(s >= cutoff * s.max(), s, torch.zeros_like(s)))
+
     def pinv(self, y: Tensor) -> Tensor:
         """``A^+ y``."""
         return self.image(_divide(self.data_coefficients(y), self.singular_values))

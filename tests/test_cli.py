@@ -130,7 +130,7 @@ def negative_sigma() -> None:
         (RECONSTRUCT, spoil(float("nan")), "256 non-finite value(s)"),
         (RECONSTRUCT, negative_sigma, "sigma must be a positive finite number, got -0.1"),
         (("reconstruct", "m.h5", "--prior", "ct", "--out", "out"), None, "neither a file nor a shipped prior"),
-        ((*RECONSTRUCT, "--algorithm", "dsp"), None, "No algorithm 'dsp'; there are daps, dps"),
+        ((*RECONSTRUCT, "--algorithm", "dsp"), None, "No algorithm 'dsp'; there are daps, ddnm"),
         ((*RECONSTRUCT, "--set", "anneal=3"), None, "DAPS has no parameter 'anneal'; it has n_anneal"),
         ((*RECONSTRUCT, "--set", "n_anneal"), None, "--set takes NAME=VALUE"),
         (RECONSTRUCT, measure_other_size, "differ in image size"),

@@ -46,12 +46,23 @@ class Isotropic:
         return s**2 * self.sigma_data**2 / (s**2 + self.sigma_data**2)
 
     def weigh(self, u: Tensor, x0: Tensor, s: float, run: Run) -> tuple[Tensor, Tensor]:
-        """By the proximal point x* of x0: ``R Sigma^-1 (y - A x0) = y - A x*``."""
+        """By the proximal point x* of x0 where that has a closed form, ``R Sigma^-1 (y - A x0) = y - A x*``; else by
+        conjugate gradients on the whitened data."""
         m = run.measurement
+        A, precision, r2 = m.linear, m.noise.precision(m.y), self.variance(s)
+        assert A is not None
         with torch.no_grad():
-            best = m.prox(x0.detach(), self.variance(s), n_steps=self.n_cg, tolerance=self.tolerance)
-            w = m.noise.precision(m.y) * m.residual(best)
             r = m.residual(x0.detach())
+            if A.has_closed_form_prox and isinstance(precision, float):
+                w = precision * m.residual(m.prox(x0.detach(), r2))
+            else:
+                p = precision**0.5  # R^(-1/2); Sigma = R^(1/2) (1 + r^2 p A A^H p) R^(1/2)
+                if A.observed is not None:
+                    p = p * A.observed
+                w = p * cg(
+                    lambda v: v + r2 * p * A(A.H(p * v)), p * r, item_ndim=len(A.out_shape),
+                    n_steps=self.n_cg, tolerance=self.tolerance,
+                )  # fmt: skip
         return w, (w.conj() * r).real.flatten(1).sum(1)
 
 

@@ -8,7 +8,8 @@ Deviations from the paper and the released code:
 1. Norms are taken per sample; the released code takes them over the whole batch.
 2. ``MCG``: measured pixels are renoised at the level of the new state. The released code uses the level of the
    old one, which leaves noise of 0.01 in the result.
-3. ``MCG`` works for any linear operator, by the projections ``A^+ A`` and ``I - A^+ A`` from its SVD.
+3. ``MCG`` works for any linear operator, by the projections ``A^+ A`` and ``I - A^+ A`` from its SVD, with a
+   cutoff: directions that the operator hardly sees would enter as amplified noise.
 4. ``MCG``: the reverse variance is the fixed beta~_t, as in :mod:`invdiff.algorithms.dps`.
 5. ``MCGTomography``: back projection is the exact adjoint, and its normaliser ``A^T A 1`` is guarded where it
    vanishes; ``A^+`` in the gradient is the normalised back projection instead of FBP, which keeps any geometry;
@@ -24,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.algorithms.draw import Run, check_linear, check_positive, sampler
+from invdiff.algorithms.draw import Run, check_linear, check_positive, check_unit_interval, sampler
 from invdiff.priors.schedules import ddpm_sigmas
 
 _BIBTEX = """@inproceedings{chung2022improving,
@@ -47,16 +48,19 @@ class MCG:
         n_steps: T, ancestral steps (1000 in the paper).
         guidance_scale: alpha, of the gradient of ``|y - A(x0_hat)|_2`` (1 in the released code for inpainting).
         clip: clip x0_hat to [-1, 1], gradient included.
+        cutoff: directions whose singular value is below this times the largest count as not measured.
     """
 
     n_steps: int = 1000
     guidance_scale: float = 1.0
     clip: bool = True
+    cutoff: float = 1e-2
     bibtex: ClassVar[str] = _BIBTEX
 
     def __post_init__(self) -> None:
         if not 2 <= self.n_steps <= 1000:
             raise ValueError(f"MCG: n_steps must lie in 2 .. 1000, got {self.n_steps}.")
+        check_unit_interval(self, "cutoff")
         if not self.guidance_scale >= 0:
             raise ValueError(f"MCG: guidance_scale must not be negative, got {self.guidance_scale}.")
 
@@ -71,7 +75,7 @@ class MCG:
         check_linear(self, m)
         assert m.linear is not None
         with torch.no_grad():
-            svd = m.linear.svd()
+            svd = m.linear.svd().truncated(self.cutoff)
             data = svd.pinv(m.linear_data)
         u, S = run.start(ddpm_sigmas(self.n_steps))
         v, N = u / (1 + S[0] ** 2) ** 0.5, len(S) - 1

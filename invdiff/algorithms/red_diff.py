@@ -10,7 +10,9 @@ Deviations from the paper and the released code:
    ``lambda (mu - D(mu + s z, s))``. Data term and regulariser are means over their entries, as in the released
    code: ``lambda`` there and in sum-of-squares ports is not the same number.
 3. The network is evaluated without autograd.
-4. ``sigma_y`` does not enter the loss (as in the paper's experiments); fold it into ``observation_weight``.
+4. The first mu is the ridge solution of unit prior variance instead of ``A^+ y``, which amplifies noise where the
+   operator is ill-conditioned (the released code sets small singular values to zero).
+5. ``sigma_y`` does not enter the loss (as in the paper's experiments); fold it into ``observation_weight``.
 """
 
 from __future__ import annotations
@@ -65,12 +67,12 @@ class REDDiff:
     @sampler()
     def __call__(self, run: Run) -> Tensor:
         m = run.measurement
-        # mu = the start, else A^+ y, else zero (non-linear operators)
+        # mu = the start, else a regularised A^+ y, else zero (non-linear operators)
         mu = torch.zeros(run.n, *run.prior.shape, dtype=run.prior.dtype, device=run.prior.device)
         if run.start_image is not None:
             mu = mu + run.start_image
         elif m.linear is not None:
-            mu = mu + m.linear.pinv(m.linear_data)
+            mu = m.prox(mu, 1.0, n_steps=5)
         S = ddpm_sigmas(self.n_steps)[:-1]
         M, N, b1, b2 = m.n_data, math.prod(run.prior.shape), 0.9, 0.99
         first, second = torch.zeros_like(mu), torch.zeros_like(mu)

@@ -9,6 +9,7 @@ from invdiff.priors.analytic import (
 )
 from invdiff.priors.checkpoints import load_prior, save_prior, shipped_priors
 from invdiff.priors.denoiser import Counted, DDPMDenoiser, EDMDenoiser, NetworkPrior, Prior, PriorInfo
+from invdiff.priors.latent import LatentPrior
 from invdiff.priors.schedules import (
     CosineGrid,
     DDPMGrid,
@@ -32,6 +33,7 @@ __all__ = [
     "GaussianMixturePrior",
     "GaussianPrior",
     "KarrasGrid",
+    "LatentPrior",
     "NetworkPrior",
     "Prior",
     "PriorInfo",
