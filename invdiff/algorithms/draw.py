@@ -226,7 +226,9 @@ def check_linear(algorithm: Any, measurement: Measurement, *, gaussian: bool = F
     """Raise TypeError unless the operator is linear and (``gaussian``) the noise has one standard deviation."""
     name = type(algorithm).__name__
     if measurement.linear is None:
-        raise TypeError(f"{name} needs a linear operator, got {measurement.A!r}. DPS, DAPS(Langevin) and RED-Diff do not.")
+        raise TypeError(
+            f"{name} needs a linear operator, got {measurement.A!r}. DPS, DAPS(Langevin) and RED-Diff do not."
+        )
     if gaussian and not isinstance(measurement.noise.precision(measurement.y), float):
         raise TypeError(
             f"{name} needs noise of one standard deviation, got {measurement.noise!r}. "

@@ -114,9 +114,7 @@ class Tweedie:
 COVARIANCES: dict[str, type] = {"isotropic": Isotropic, "tweedie": Tweedie}
 
 
-def likelihood_score(
-    u: Tensor, s: float, run: Run, covariance: PosteriorCovariance
-) -> tuple[Tensor, Tensor, Tensor]:
+def likelihood_score(u: Tensor, s: float, run: Run, covariance: PosteriorCovariance) -> tuple[Tensor, Tensor, Tensor]:
     """``x0 = D(u, s)``, ``grad_u log p(y | u) = J^T A^H Sigma^-1 (y - A x0)`` and ``log p(y | u)`` up to a constant.
 
     ``Sigma`` is held fixed in the gradient. Everything returned is detached.

@@ -20,7 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ from invdiff.priors.analytic import (
     PosteriorPrior,
     StationaryCovariance,
 )
-from invdiff.priors.schedules import karras_sigmas
+from invdiff.priors.schedules import KarrasGrid, karras_sigmas
 from invdiff.random import SampleStreams
 from invdiff.storage import atomic_path
 
@@ -523,12 +523,18 @@ class Setting:
         make: ``(cls, problem, scale)`` to the configured algorithm.
         scales: values of the guidance scale of which the best by MMSE gap on separate draws is used, by kind of
             problem; empty: nothing is tuned.
+        latent: it runs on :func:`_latent` of the prior.
+        single: it is called once for each measurement (it treats its samples as one measurement's).
+        only: the problems it runs on (None: all).
     """
 
     algorithm: str
     label: str
     make: Callable[[type, Problem, float], Any]
     scales: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    latent: bool = False
+    single: bool = False
+    only: tuple[str, ...] | None = None
 
 
 def _n(problem: Problem, full: int, quick: int) -> int:
@@ -582,8 +588,11 @@ class KnownCovariance:
 def _pigdm(cls: type, p: Problem, _: float) -> Any:
     from invdiff.algorithms.guidance import Isotropic
 
-    V = KnownCovariance.of(p.groups[0]) if p.kind == "image" else Isotropic(sigma_data=p.sd)
-    return cls(n_steps=_n(p, 300, 100), covariance=V)
+    if p.kind == "image":
+        return cls(n_steps=_n(p, 300, 100), covariance=KnownCovariance.of(p.groups[0]))
+    # with few steps the guidance of a mixture overshoots: 300 instead of 1000 leave single problems far off
+    grid = KarrasGrid(sigma_max=20.0 if p.groups[0].x[0].numel() < 80 else 63.0)
+    return cls(n_steps=_n(p, 1000, 300), covariance=Isotropic(sigma_data=p.sd), grid=grid)
 
 
 def _pnp_dm(cls: type, p: Problem, _: float) -> Any:
@@ -591,7 +600,32 @@ def _pnp_dm(cls: type, p: Problem, _: float) -> Any:
         return cls(n_iterations=_n(p, 60, 40), n_denoise=_n(p, 10, 5), decay=_n(p, 85, 80) / 100)
     (g,) = p.groups
     rho = g.sigma_y / (4 * g.A.norm())  # rho^2 adds to the noise's variance where the operator is largest
-    return cls(n_iterations=_n(p, 150, 30), n_denoise=_n(p, 20, 10), decay=_n(p, 945, 770) / 1000, rho_min=rho)
+    decay = _n(p, 930, 770) / 1000
+    return cls(n_iterations=_n(p, 120, 30), n_denoise=_n(p, 10, 8), decay=decay, rho_min=rho, sigma_data=p.sd)
+
+
+def _latent(prior: GaussianMixturePrior) -> Any:
+    """The same prior with its uncorrelated coefficients as latents: an orthonormal encoder and decoder."""
+    from invdiff.priors.latent import LatentPrior
+
+    cov = prior.covariance
+    latents = GaussianMixturePrior(
+        cov.forward(prior.means), prior.log_weights.exp(), _Diagonal(cov.eigenvalues), sigma_min=prior.sigma_min,
+        sigma_max=prior.sigma_max, name=f"{prior.info.name}, latent", dtype=prior.dtype,
+    )  # fmt: skip
+    return LatentPrior(cov.forward, cov.inverse, latents, image_shape=prior.shape, info=prior.info)
+
+
+class _Diagonal:
+    """A diagonal covariance."""
+
+    def __init__(self, eigenvalues: Tensor) -> None:
+        self.shape, self.eigenvalues = tuple(eigenvalues.shape), eigenvalues
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    inverse = forward
 
 
 # How each algorithm is run: its defaults where it has some for any problem, step counts that fit the time.
@@ -602,7 +636,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "mcg": Setting(
         algorithm="mcg", label="heuristic", scales=_SCALES,
-        make=lambda cls, p, z: cls(n_steps=_n(p, 300, 80), guidance_scale=z, clip=False),
+        make=lambda cls, p, z: cls(n_steps=_n(p, 300, 80), guidance_scale=z, clip=False, cutoff=0.05),
     ),
     "mcg-tomography": Setting(
         algorithm="mcg-tomography", label="heuristic", make=lambda cls, p, _: cls(n_steps=_n(p, 200, 30)),
@@ -615,6 +649,18 @@ SETTINGS: dict[str, Setting] = {
     "diffpir": Setting(algorithm="diffpir", label="heuristic", make=lambda cls, p, _: cls(n_steps=_n(p, 100, 50))),
     "daps": Setting(algorithm="daps", label="heuristic", make=lambda cls, p, _: cls(n_anneal=_n(p, 100, 50))),
     "pnp-dm": Setting(algorithm="pnp-dm", label="exact", make=_pnp_dm),
+    "psld": Setting(
+        algorithm="psld", label="heuristic", latent=True, scales={"image": (0.1, 0.3, 1.0, 3.0)},
+        make=lambda cls, p, z: cls(n_steps=_n(p, 300, 80), eta=z, gamma=0.01),
+        only=("gaussian-mask", "gaussian-blur-mask", "gaussian-ct"),
+    ),
+    "resample": Setting(
+        algorithm="resample", label="heuristic", latent=True, single=True, only=("gaussian-mask", "gaussian-ct"),
+        make=lambda cls, p, _: cls(
+            n_steps=_n(p, 30, 10), resample_every=5, n_travel=3, n_pixel=50, n_latent=50, lr_pixel=0.02, lr_latent=0.02,
+            guidance_scale=0.1,
+        ),
+    ),
     "red-diff": Setting(
         algorithm="red-diff", label="point estimate", make=lambda cls, p, _: cls(n_steps=_n(p, 300, 60))
     ),
@@ -671,10 +717,22 @@ def _reference(problem: Problem, row: str) -> Record:
     )
 
 
-def draw(algorithm: Any, group: Group, *, seed: int) -> tuple[Tensor, float]:
-    """Samples of all measurements of a group by one call, (n_items, n_samples, \\*shape), and NFE per sample."""
+def draw(
+    algorithm: Any, group: Group, *, seed: int, latent: bool = False, single: bool = False
+) -> tuple[Tensor, float]:
+    """Samples of all measurements of a group, (n_items, n_samples, \\*shape), by one call (``single``: by one call
+    each), and NFE per sample."""
+    prior = _latent(group.prior) if latent else group.prior
+    if single:
+        runs = [
+            algorithm(
+                prior, replace(group.measurement(i), item=f"{group.item} {i}"), n_samples=group.n_samples, seed=seed
+            )
+            for i in range(len(group.y))
+        ]
+        return torch.stack([r.samples for r in runs]), runs[0].nfe
     n, particles = group.n_samples, getattr(algorithm, "n_particles", 1)  # each particle is a row of its own
-    posterior = algorithm(group.prior, group.stack(n * particles), n_samples=len(group.y) * n, seed=seed)
+    posterior = algorithm(prior, group.stack(n * particles), n_samples=len(group.y) * n, seed=seed)
     return posterior.samples.unflatten(0, (-1, n)), posterior.nfe
 
 
@@ -685,7 +743,10 @@ def _tune(setting: Setting, cls: type, problem: Problem, seed: int) -> float:
     gaps = {}
     for z in setting.scales[problem.kind]:
         try:
-            draws = [draw(setting.make(cls, problem, z), g, seed=seed + 1)[0] for g in other.groups]
+            draws = [
+                draw(setting.make(cls, problem, z), g, seed=seed + 1, latent=setting.latent, single=setting.single)[0]
+                for g in other.groups
+            ]
             gaps[z] = measures(other, draws)["gap_db"]
         except ArithmeticError:
             gaps[z] = math.inf
@@ -700,7 +761,9 @@ def _evaluate(problem: Problem, row: str, setting: Setting, cls: type, seed: int
             z = _tune(setting, cls, problem, seed)
         algorithm = setting.make(cls, problem, z or 0.0)
         text, begun = repr(algorithm), time.monotonic()
-        results = [draw(algorithm, g, seed=g.seed + 4) for g in problem.groups]
+        results = [
+            draw(algorithm, g, seed=g.seed + 4, latent=setting.latent, single=setting.single) for g in problem.groups
+        ]
         seconds = time.monotonic() - begun
     except (TypeError, ValueError) as error:
         return Record(**common, algorithm=text, reason=str(error))
@@ -766,7 +829,13 @@ def run_truth(
     for name in names:
         if name not in PROBLEMS:
             raise KeyError(f"No problem {name!r}; there are {', '.join(PROBLEMS)}.")
-    cells = [(name, row) for name in names for row in (EXACT, PRIOR, DIFFUSION, *select(algorithms))]
+    chosen = select(algorithms)
+    cells = [
+        (name, row)
+        for name in names
+        for row in (EXACT, PRIOR, DIFFUSION, *chosen)
+        if row not in chosen or chosen[row].only is None or name in chosen[row].only
+    ]
 
     def finished(done: int, cell: tuple[str, str]) -> None:
         if callback is not None:
