@@ -232,7 +232,7 @@ def check_linear(algorithm: Any, measurement: Measurement, *, gaussian: bool = F
     if gaussian and not isinstance(measurement.noise.precision(measurement.y), float):
         raise TypeError(
             f"{name} needs noise of one standard deviation, got {measurement.noise!r}. "
-            "Replace it by a GaussianNoise of typical size, or use an algorithm that weights the data (DDS, DiffPIR, DAPS)."
+            "Replace it by a GaussianNoise of typical size, or use one that weights the data (DDS, DiffPIR, DAPS)."
         )
 
 

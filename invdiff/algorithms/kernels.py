@@ -196,8 +196,8 @@ def _check_stable(kernel: Langevin | HMC, measurement: Measurement, sigmas: list
         if eta * curvature > 1.01 * limit:  # 1 % for the estimate of the norm
             raise ValueError(
                 f"{type(kernel).__name__} diverges: step_size={eta:.3g} at level sigma={S:.3g} times the curvature "
-                f"{curvature:.3g} exceeds {limit:g}. Use step_size <= {limit / curvature * kernel.step_size / eta:.3g}, "
-                f"or kernel=Conditional()."
+                f"{curvature:.3g} exceeds {limit:g}. Use "
+                f"step_size <= {limit / curvature * kernel.step_size / eta:.3g}, or kernel=Conditional()."
             )
 
 

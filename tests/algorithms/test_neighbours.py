@@ -1,0 +1,122 @@
+"""What the equations of the neighbours imply, one truth each."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from invdiff import GaussianNoise, Measurement
+from invdiff.algorithms import DDNM, DDRM, MCG, TDS, MCGTomography, PiGDM, PnPDM, REDDiff
+from invdiff.algorithms.draw import Run
+from invdiff.algorithms.guidance import Isotropic
+from invdiff.algorithms.tds import _resample
+from invdiff.operators import Identity, Inpainting, random_pixels
+from invdiff.operators.base import LinearOperator
+from invdiff.priors import Counted, GaussianPrior, KarrasGrid, StationaryCovariance
+from invdiff.random import SampleStreams
+
+SHAPE, F64 = (1, 8, 8), torch.float64
+COVARIANCE = StationaryCovariance.power_law(SHAPE, exponent=3.0)
+PRIOR = GaussianPrior(torch.zeros(SHAPE), COVARIANCE, dtype=F64)
+WHITE = GaussianPrior(torch.zeros(SHAPE), StationaryCovariance(torch.full(SHAPE, 0.25)), dtype=F64)
+MASK = random_pixels(SHAPE, 0.5, seed=0)
+GRID = KarrasGrid(sigma_max=20.0, sigma_min=0.005)
+
+
+def problem(sigma: float, A: LinearOperator | None = None, seed: int = 0) -> Measurement:
+    x = PRIOR.sample(1, seed=7)[0].float()
+    return Measurement.simulate(x, A or Inpainting(MASK), GaussianNoise(sigma), seed=seed).to(dtype=F64)
+
+
+@pytest.mark.parametrize("algorithm", [DDRM(eta_b=1.0, grid=GRID), MCG(n_steps=50, clip=False)], ids=["ddrm", "mcg"])
+def test_without_noise_the_data_are_reproduced(algorithm: DDRM) -> None:
+    m = problem(1e-6)
+    s = algorithm(PRIOR, m, n_samples=2).samples
+    assert float((s - m.y)[:, MASK].abs().max()) < 4.5 * 0.005  # what is left is noise of the last level
+
+
+def test_mcg_keeps_the_data_with_their_noise_to_the_last_digit() -> None:
+    m = problem(0.3)
+    s = MCG(n_steps=50, clip=False)(PRIOR, m, n_samples=2).samples
+    assert float((s - m.y)[:, MASK].abs().max()) < 1e-9
+
+
+def test_ddnm_spends_the_datas_noise_as_its_own() -> None:
+    # where the data are seen, all samples share the data's noise: no spread there, whatever sigma
+    s = DDNM(n_steps=100, grid=GRID)(WHITE, problem(0.1), n_samples=40).samples
+    assert float(s.var(0)[MASK].mean()) < 0.05 * 0.1**2
+    assert float(s.var(0)[~MASK].mean()) > 0.1
+
+
+def test_exact_class_samplers_match_a_white_gaussian_posterior() -> None:
+    # white prior, mask: PiGDM's isotropic covariance is the true one, PnP-DM's split adds rho^2 to the noise
+    m, sigma, n_samples = problem(0.2), 0.2, 400
+    gain = 0.25 / (0.25 + sigma**2)
+    exact = torch.where(MASK, gain * m.y, 0.0), torch.where(MASK, 0.25 * (1 - gain), 0.25)
+    for algorithm in (
+        PiGDM(n_steps=400, grid=GRID),
+        PnPDM(n_iterations=80, rho_max=3.0, rho_min=0.04, decay=0.92, n_denoise=12),
+        TDS(n_steps=150, n_particles=2, covariance=Isotropic(), grid=KarrasGrid(sigma_max=20.0, sigma_min=0.02)),
+    ):
+        s = algorithm(WHITE, m, n_samples=n_samples).samples
+        bias = (s.mean(0) - exact[0]).square().mean() / exact[1].mean()
+        assert float(bias) < 0.01 + 3 / n_samples, algorithm
+        for where in (MASK, ~MASK):
+            ratio = float(s.var(0)[where].mean() / exact[1][where].mean())
+            assert 0.9 < ratio < 1.1, (algorithm, ratio)
+
+
+def test_tds_resamples_without_bias() -> None:
+    K, n = 8, 3000
+    run = Run(Counted(PRIOR), problem(0.1), SampleStreams(0, range(n)), None, lambda *a, **k: None)
+    w = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.05, 0.03, 0.02, 0.0], dtype=F64)
+    index, log_w = _resample(w.log().expand(n, K), run)
+    counts = torch.bincount(index % K, minlength=K) / n
+    torch.testing.assert_close(counts.double(), K * w, rtol=0.0, atol=0.05)
+    assert bool((index // K == torch.arange(n).repeat_interleave(K)).all())
+    assert bool((log_w == 0).all())
+    even, kept = _resample(torch.zeros(n, K, dtype=F64), run)  # enough effective particles: nobody moves
+    assert bool((even == torch.arange(n * K)).all())
+    torch.testing.assert_close(kept, torch.full((n * K,), -math.log(K), dtype=F64))
+
+
+def test_red_diff_ends_where_its_gradient_vanishes() -> None:
+    # white prior: E D(mu + s z, s) = g(s) mu, so the stationary point of the last, small levels is y weighted with
+    # M^-1 against lambda / N (1 - g); iterated here over the levels that the last steps see
+    m = problem(0.1, Identity(SHAPE))
+    s = REDDiff(n_steps=1000, lr=0.02, lam=0.25)(WHITE, m, n_samples=4).samples
+    assert float((s - m.y).abs().mean()) < 0.1 * float(m.y.abs().mean())  # s -> 0: the regulariser fades, mu -> y
+    strong = REDDiff(n_steps=1000, lr=0.02, lam=1e4)(WHITE, m, n_samples=4).samples
+    assert float(strong.square().mean()) < 0.2 * float(m.y.square().mean())  # lambda -> infinity: the prior's mean
+
+
+def test_a_point_estimate_has_no_spread_to_speak_of() -> None:
+    m = problem(0.1)
+    posterior = PRIOR.posterior(m)
+    s = REDDiff(n_steps=300)(PRIOR, m, n_samples=30).samples
+    assert float(s.var(0).mean()) < 0.5 * float(posterior.std().square().mean())
+
+
+def test_mcg_for_tomography_ends_on_the_data() -> None:
+    # relaxation 0.6 at the end and noise of the last levels only: what is seen is y, what is not stays a sample
+    m = problem(0.01)
+    s = MCGTomography(n_steps=150, sigma_max=20.0, sigma_min=0.01)(PRIOR, m, n_samples=4).samples
+    assert float((s - m.y)[:, MASK].abs().max()) < 5 * 0.01
+    assert float(s.var(0)[~MASK].mean()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDRM(eta=1.5), "eta must lie in"),
+        (lambda: PnPDM(decay=1.0), "decay must be below 1"),
+        (lambda: MCG(n_steps=1), "2 .. 1000"),
+        (lambda: TDS(n_particles=0), "n_particles must be positive"),
+        (lambda: PnPDM(n_iterations=3)(PRIOR, problem(0.1)), "Use more iterations or a smaller decay"),
+    ],
+)
+def test_wrong_parameters_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
