@@ -8,8 +8,18 @@ import torch
 from invdiff import ComplexGaussianNoise, GaussianNoise, Measurement, PoissonLogNoise
 from invdiff.algorithms.draw import Run, start_level
 from invdiff.algorithms.guidance import Isotropic, Tweedie, likelihood_score
-from invdiff.operators import CT, Blur, Inpainting, MultiCoilMRI, ParallelBeam, RealAsComplex, birdcage_maps
-from invdiff.operators import equispaced_mask, gaussian_psf, random_pixels
+from invdiff.operators import (
+    CT,
+    Blur,
+    Inpainting,
+    MultiCoilMRI,
+    ParallelBeam,
+    RealAsComplex,
+    birdcage_maps,
+    equispaced_mask,
+    gaussian_psf,
+    random_pixels,
+)
 from invdiff.priors import Counted, GaussianPrior, StationaryCovariance
 from invdiff.random import SampleStreams
 

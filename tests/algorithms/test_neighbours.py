@@ -100,10 +100,11 @@ def test_a_point_estimate_has_no_spread_to_speak_of() -> None:
 
 
 def test_mcg_for_tomography_ends_on_the_data() -> None:
-    # relaxation 0.6 at the end and noise of the last levels only: what is seen is y, what is not stays a sample
+    # the projection leaves what the last, small levels add: 99 % of the data's energy is explained, and what is not
+    # seen stays a sample
     m = problem(0.01)
     s = MCGTomography(n_steps=150, sigma_max=20.0, sigma_min=0.01)(PRIOR, m, n_samples=4).samples
-    assert float((s - m.y)[:, MASK].abs().max()) < 5 * 0.01
+    assert float((s - m.y)[:, MASK].square().mean()) < 0.01 * float(m.y[MASK].square().mean())
     assert float(s.var(0)[~MASK].mean()) > 1e-3
 
 
