@@ -115,7 +115,7 @@ COVARIANCES: dict[str, type] = {"isotropic": Isotropic, "tweedie": Tweedie}
 
 
 def likelihood_score(u: Tensor, s: float, run: Run, covariance: PosteriorCovariance) -> tuple[Tensor, Tensor, Tensor]:
-    """``x0 = D(u, s)``, ``grad_u log p(y | u) = J^T A^H Sigma^-1 (y - A x0)`` and ``log p(y | u)`` up to a constant.
+    """``x0 = D(u, s)``, ``g = grad_u log p(y | u) = J^T A^H Sigma^-1 (y - A x0)`` and ``log p(y | u)`` up to a constant.
 
     ``Sigma`` is held fixed in the gradient. Everything returned is detached.
     """
@@ -127,3 +127,21 @@ def likelihood_score(u: Tensor, s: float, run: Run, covariance: PosteriorCovaria
         w, deviance = covariance.weigh(u, x0, s, run)
         (g,) = torch.autograd.grad(x0, u, A.H(w))
     return x0.detach(), g, -0.5 * deviance
+
+
+@torch.no_grad()
+def without_overshoot(g: Tensor, x0: Tensor, s: float, run: Run) -> Tensor:
+    """The score ``g``, shortened per sample where ``x0 + s^2 g`` would overshoot the data and the iteration explode:
+    to the step of least weighted residual along it.
+
+    That happens where the V of Sigma is too narrow (an isotropic one, for the large structures of an image). With
+    ``V = s^2 J`` and white noise that step is never shorter than g itself.
+    """
+    m, A = run.measurement, run.measurement.linear
+    assert A is not None
+    r, step = m.residual(x0), s**2 * A(g)
+    p = m.noise.precision(m.y) * (1.0 if A.observed is None else A.observed)
+    along = (p * (r.conj() * step).real).flatten(1).sum(1)
+    square = (p * step.abs().square()).flatten(1).sum(1)
+    length = (along / square.clamp(min=torch.finfo(square.dtype).tiny)).clamp(0, 1)
+    return length.reshape(-1, *[1] * (g.ndim - 1)) * g

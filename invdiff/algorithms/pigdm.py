@@ -10,6 +10,8 @@ Deviations from the paper and the released code:
    many, the second is under-dispersed.
 2. The covariance of x0 given u is an object: ``Isotropic(sigma_data=1)`` is the paper's, ``Tweedie()`` the exact
    second moment (Boys et al. 2023, arXiv 2310.06721), and data of known noise enter by it.
+3. The guidance is shortened where it would overshoot the data: an isotropic covariance is too narrow for the large
+   structures of images, and at 40 steps the iteration explodes there without this.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from invdiff.algorithms.draw import Run, check_linear, check_positive, check_unit_interval, sampler
-from invdiff.algorithms.guidance import Isotropic, PosteriorCovariance, likelihood_score
+from invdiff.algorithms.guidance import Isotropic, PosteriorCovariance, likelihood_score, without_overshoot
 from invdiff.algorithms.solvers import ddim_step
 from invdiff.priors.schedules import DDPMGrid, Grid, KarrasGrid
 
@@ -73,7 +75,7 @@ class PiGDM:
                 u = ddim_step(u, x0, s, s_next, self.eta, run) + s**2 / (1 + s**2) * g
             else:
                 # E[x0 | u, y] = x0 + s^2 g
-                x0 = x0 + s**2 * g
+                x0 = x0 + s**2 * without_overshoot(g, x0, s, run)
                 u = ddim_step(u, x0, s, s_next, self.eta, run)
             run.report(i + 1, N, u, "too few steps for this noise level (guidance overshoots).", sigma=s, x0=x0)
         return u

@@ -9,7 +9,8 @@ Deviations from the paper and the released code:
    i depends on its own stream only. The paper takes all particles of one filter.
 2. The twisting function is ``N(y; A D(u, s), A V A^T + R)`` with V an object (the paper: isotropic).
 3. Systematic resampling when the effective sample size falls below half the particles.
-4. The last transition, from the smallest level s, is ``N(D(u, s), s^2 I)``.
+4. Proposals are guided no further than the data (:func:`invdiff.algorithms.guidance.without_overshoot`).
+5. The last transition, from the smallest level s, is ``N(D(u, s), s^2 I)``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from invdiff.algorithms.draw import Run, check_linear, check_positive, sampler
-from invdiff.algorithms.guidance import PosteriorCovariance, Tweedie, likelihood_score
+from invdiff.algorithms.guidance import PosteriorCovariance, Tweedie, likelihood_score, without_overshoot
 from invdiff.priors.schedules import Grid, KarrasGrid
 
 
@@ -79,7 +80,7 @@ class TDS:
             v = s_next**2 * (s**2 - s_next**2) / s**2 if s_next > 0 else s**2
             keep = (s_next / s) ** 2
             prior_mean = x0 + keep * (u - x0)
-            mean = prior_mean + (1 - keep) * s**2 * g
+            mean = prior_mean + (1 - keep) * s**2 * without_overshoot(g, x0, s, run)
             new = mean + v**0.5 * z()
             # w = w p(u' | u) p(y | u') / (q(u' | u, y) p(y | u))
             log_w = log_w + log_normal(new, prior_mean, v) - log_normal(new, mean, v) - twist

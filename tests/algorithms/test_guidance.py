@@ -7,7 +7,7 @@ import torch
 
 from invdiff import ComplexGaussianNoise, GaussianNoise, Measurement, PoissonLogNoise
 from invdiff.algorithms.draw import Run, start_level
-from invdiff.algorithms.guidance import Isotropic, Tweedie, likelihood_score
+from invdiff.algorithms.guidance import Isotropic, Tweedie, likelihood_score, without_overshoot
 from invdiff.operators import (
     CT,
     Blur,
@@ -85,6 +85,21 @@ def test_the_score_is_that_of_the_gaussian_likelihood(name: str, exact: bool) ->
     torch.testing.assert_close(g.flatten(1), w @ M @ J.T, rtol=1e-5, atol=1e-7)
     expected = -0.5 * (w * r).sum(1)
     torch.testing.assert_close(log_p - log_p[0], expected - expected[0], rtol=1e-5, atol=1e-6)
+
+
+def test_guidance_is_shortened_only_where_it_overshoots() -> None:
+    # V = s^2 J: the residual left is R Sigma^-1 r, never an overshoot; V far too narrow: it is, by a known factor
+    run, s = make_run("blur"), 0.4
+    u = run.randn()
+    x0, g, _ = likelihood_score(u, s, run, Tweedie(n_cg=300, tolerance=1e-12))
+    torch.testing.assert_close(without_overshoot(g, x0, s, run), g)
+    x0, g, _ = likelihood_score(u, s, run, Isotropic(sigma_data=0.05))
+    short = without_overshoot(g, x0, s, run)
+    left = run.measurement.residual(x0 + s**2 * short).flatten(1).norm(dim=1)
+    assert bool((left < run.measurement.residual(x0).flatten(1).norm(dim=1)).all())
+    for factor in (0.95, 1.05):  # least squares along g
+        other = run.measurement.residual(x0 + factor * s**2 * short).flatten(1).norm(dim=1)
+        assert bool((left < other).all())
 
 
 def test_tweedie_builds_small_covariances_densely() -> None:
