@@ -64,7 +64,7 @@ def measure(x: torch.Tensor, item: str) -> Measurement:
     )
 
 
-def tv(m: Measurement, weight: float, n_steps: int = 100) -> torch.Tensor:
+def tv(m: Measurement, weight: float, n_steps: int = 300) -> torch.Tensor:
     """FISTA on the likelihood with scikit-image's total variation as the proximal step; non-negative."""
     from skimage.restoration import denoise_tv_chambolle
 
@@ -97,7 +97,7 @@ def candidates(norm: float, quick: bool) -> dict[str, tuple[str, list[float], Ca
         "DDNM": ("ct-128", [0.0], lambda z, t: DDNM(n_steps=n(100, t))),
         "PiGDM": ("ct-128", [0.0], lambda z, t: PiGDM(n_steps=n(100, t), covariance=V, grid=grid)),
         "DiffPIR": ("ct-128", [0.0], lambda z, t: DiffPIR(n_steps=n(100, t))),
-        "PnP-DM": ("ct-128", [0.0], lambda z, t: PnPDM(n_iterations=n(60, t), decay=0.85, rho_min=0.02)),
+        "PnP-DM": ("ct-128", [0.0], lambda z, t: PnPDM(n_iterations=max(n(60, t), 45), decay=0.85, rho_min=0.02)),
         "DDS": ("ct-128", [0.0], lambda z, t: DDS(n_steps=20)),
         "TDS, 2 particles": (
             "ct-128", [0.0], lambda z, t: TDS(n_steps=n(100, t), n_particles=2, covariance=V, grid=grid),
@@ -155,7 +155,7 @@ def main() -> None:
     begun = time.monotonic()
     add("FBP (Hann)", FBP(window="hann")(None, test).mean, time.monotonic() - begun)
     goal = tuning.reference
-    weights = {w: psnr(tv(tuning, w), goal, data_range=span) for w in (0.003, 0.01, 0.03, 0.1)}
+    weights = {w: psnr(tv(tuning, w), goal, data_range=span) for w in (0.0003, 0.001, 0.003, 0.01, 0.03)}
     best = max(weights, key=weights.__getitem__)
     begun = time.monotonic()
     add("TV", tv(test, best), time.monotonic() - begun, value=best)

@@ -76,7 +76,7 @@ class DDS:
             x0 = run.denoise(u, s)
             eps = (u - x0) / s
             # xh = argmin gamma/2 |A x - y|^2 + 1/2 |x - x0|^2, M steps from x0
-            variance = V.variance(s) if self.gamma is None else self.gamma / m.noise.precision(m.y)
+            variance = V.variance(s) if self.gamma is None else float(self.gamma / m.noise.precision(m.y))
             xh = m.prox(x0, variance, n_steps=self.n_cg, tolerance=1e-8)
             # u' = xh + sqrt(1 - eta^2) s' eps + eta s' z
             u = xh + (1 - self.eta**2) ** 0.5 * s_next * eps + self.eta * s_next * run.randn()

@@ -115,7 +115,7 @@ COVARIANCES: dict[str, type] = {"isotropic": Isotropic, "tweedie": Tweedie}
 
 
 def likelihood_score(u: Tensor, s: float, run: Run, covariance: PosteriorCovariance) -> tuple[Tensor, Tensor, Tensor]:
-    """``x0 = D(u, s)``, ``g = grad_u log p(y | u) = J^T A^H Sigma^-1 (y - A x0)`` and ``log p(y | u)`` up to a constant.
+    """``x0 = D(u, s)``, ``g = grad_u log p(y | u) = J^T A^H Sigma^-1 (y - A x0)``, ``log p(y | u)`` up to a constant.
 
     ``Sigma`` is held fixed in the gradient. Everything returned is detached.
     """

@@ -18,7 +18,7 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -219,7 +219,7 @@ class Group:
     @property
     def sigma_y(self) -> float:
         """Standard deviation of the noise, per component."""
-        return float(self.noise.precision(self.y)) ** -0.5  # type: ignore[arg-type]
+        return float(self.noise.precision(self.y)) ** -0.5
 
     @cached_property
     def projectors(self) -> tuple[Tensor, Tensor]:
@@ -312,7 +312,9 @@ def _ct(n_views: int) -> CT:
 
 def _mri() -> LinearOperator:
     mask = equispaced_mask(SHAPE[-1], acceleration=8, center_fraction=0.125)
-    return MultiCoilMRI(birdcage_maps(4, SHAPE[1:]), mask) @ ViewAsComplex(SHAPE)
+    A = MultiCoilMRI(birdcage_maps(4, SHAPE[1:]), mask) @ ViewAsComplex(SHAPE)
+    assert isinstance(A, LinearOperator)
+    return A
 
 
 def _mask(fraction: float) -> Inpainting:
@@ -321,6 +323,12 @@ def _mask(fraction: float) -> Inpainting:
 
 def _blur() -> Blur:
     return Blur(gaussian_psf(1.2, 9), SHAPE)
+
+
+def _blurred_mask() -> LinearOperator:
+    A = _mask(0.25) @ _blur()
+    assert isinstance(A, LinearOperator)
+    return A
 
 
 def mcgdiff(d: int, m: int, seed: int) -> tuple[GaussianMixturePrior, Matrix, GaussianNoise]:
@@ -369,7 +377,7 @@ PROBLEMS: dict[str, _Image | _Mixture] = {
     "gaussian-blur": _Image("Gaussian 1/f image 16x16, blur of 1.2 px", _gaussian, _blur, GaussianNoise(0.05)),
     "gaussian-blur-mask": _Image(
         "Gaussian 1/f image 16x16, 25 % of the pixels after a blur of 1.2 px", _gaussian,
-        lambda: _mask(0.25) @ _blur(), GaussianNoise(0.05),
+        _blurred_mask, GaussianNoise(0.05),
     ),
     "gaussian-ct": _Image("Gaussian 1/f image 16x16, CT, 6 views", _gaussian, lambda: _ct(6), GaussianNoise(0.05)),
     "complex-mri": _Image(
@@ -530,11 +538,15 @@ class Setting:
 
     algorithm: str
     label: str
-    make: Callable[[type, Problem, float], Any]
-    scales: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    make: Callable[[Any, Problem, float], Any]
+    scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     latent: bool = False
     single: bool = False
     only: tuple[str, ...] | None = None
+
+    def runs_on(self, problem: str) -> bool:
+        """Whether the row belongs in the table of a problem."""
+        return self.only is None or problem in self.only
 
 
 def _n(problem: Problem, full: int, quick: int) -> int:
@@ -834,7 +846,7 @@ def run_truth(
         (name, row)
         for name in names
         for row in (EXACT, PRIOR, DIFFUSION, *chosen)
-        if row not in chosen or chosen[row].only is None or name in chosen[row].only
+        if row not in chosen or chosen[row].runs_on(name)
     ]
 
     def finished(done: int, cell: tuple[str, str]) -> None:
@@ -910,6 +922,16 @@ def tables(records: Iterable[Record]) -> list[Table]:
             table.caption, table.caption_justify = escape("\n".join(reasons)), "left"
         out.append(table)
     return out
+
+
+def bench_line(records: Iterable[Record], row: str) -> str:
+    """One row in one line, for an algorithm's documentation: the blurred and masked Gaussian image, or CT."""
+    found = {r.problem: r for r in records if r.row == row}
+    r = found.get("gaussian-blur-mask") or found["gaussian-ct"]
+    tuned = "" if r.tuned is None else " (guidance scale tuned)"
+    text = f"Truth bench, {r.problem}{tuned}: gap {r.values['gap_db']:.2f} dB, spread-skill "
+    text += f"{r.values['spread_skill']:.2f}, cov90 {r.values['cov90']:.2f}, chi2 {r.values['chi2']:.2f}."
+    return text.replace("-0.00", "0.00")
 
 
 def _by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
