@@ -38,6 +38,8 @@ class DAPS:
     ODE; the posterior is not reached even with a perfect denoiser. Costs ``n_anneal * n_ode`` denoiser
     evaluations per sample and no backpropagation.
 
+    Truth bench, gaussian-blur-mask: gap 0.07 dB, spread-skill 1.06, cov90 0.90, chi2 0.97.
+
     Attributes:
         n_anneal: N_A, annealing levels.
         n_ode: N_ODE, Euler steps of the probability-flow ODE per level.

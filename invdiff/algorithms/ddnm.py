@@ -29,6 +29,8 @@ class DDNM:
 
     Needs the SVD and Gaussian noise. ``n_steps * travel`` denoiser evaluations per sample, no backpropagation.
 
+    Truth bench, gaussian-blur-mask: gap 1.91 dB, spread-skill 0.51, cov90 0.60, chi2 0.10.
+
     Attributes:
         n_steps: denoising steps.
         eta: standard deviation of the injected noise over the next level, in [0, 1].

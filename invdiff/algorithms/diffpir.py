@@ -26,6 +26,8 @@ class DiffPIR:
 
     ``n_steps`` denoiser evaluations per sample, no backpropagation.
 
+    Truth bench, gaussian-blur-mask: gap 0.63 dB, spread-skill 0.74, cov90 0.77, chi2 2.54.
+
     Attributes:
         n_steps: denoising steps.
         lam: lambda, strength of the prior in the data step.

@@ -44,6 +44,8 @@ class MCG:
     DPS's gradient in the null space of the operator, and the data imposed on its range after every step. Needs
     the SVD. ``n_steps`` denoiser evaluations per sample, each with backpropagation.
 
+    Truth bench, gaussian-blur-mask (guidance scale tuned): gap 3.26 dB, spread-skill 0.53, cov90 0.62, chi2 0.10.
+
     Attributes:
         n_steps: T, ancestral steps (1000 in the paper).
         guidance_scale: alpha, of the gradient of ``|y - A(x0_hat)|_2`` (1 in the released code for inpainting).
@@ -110,6 +112,8 @@ class MCGTomography:
     """MCG for CT: predictor-corrector on a variance-exploding schedule. Label: *heuristic* (data without noise).
 
     ``2 n_steps`` denoiser evaluations per sample, half of them with backpropagation.
+
+    Truth bench, gaussian-blur-mask: gap 0.16 dB, spread-skill 0.90, cov90 0.84, chi2 0.40.
 
     Attributes:
         n_steps: N, noise levels, geometric from sigma_max to sigma_min (2000 in the paper).

@@ -33,6 +33,8 @@ class PiGDM:
 
     ``n_steps`` denoiser evaluations per sample, each with backpropagation.
 
+    Truth bench, gaussian-blur-mask: gap -0.01 dB, spread-skill 0.98, cov90 0.88, chi2 0.98.
+
     Attributes:
         n_steps: denoising steps.
         eta: DDIM's eta; 1 is the ancestral sampler.
