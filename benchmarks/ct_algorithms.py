@@ -1,6 +1,6 @@
 """Every algorithm on one problem: 30-view CT at 128 x 128 with the shipped CT priors, against FBP and TV.
 
-    python benchmarks/ct_algorithms.py --data FOLDER --out FOLDER [--samples 4] [--quick]
+    python benchmarks/ct_algorithms.py --data FOLDER --out FOLDER [--samples 4] [--quick] [--rows DPS DDS ...]
 
 FOLDER holds the held-out volume of the CT prior's configuration. Parallel beam, 30 views, Gaussian noise of 0.02 in
 the line integrals, simulated on a three times finer grid. Scales and weights (DPS, MCG, PSLD, RED-Diff, TV) are the
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rows", nargs="*", help="only these algorithms")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     slices = list(images(arguments.data / "ct/lung_A0001_5mm.nii.gz", "ct", PIXEL, 3))
@@ -152,6 +153,13 @@ def main() -> None:
         )
 
     print(f"{'':<18}{'PSNR':>7}{'SSIM':>7}{'chi2':>9}{'spr/sk':>8}{'cov':>7}{'s':>8}{'NFE':>7}  chosen")
+
+    def store() -> None:
+        """After each row, so that an interrupted run shows what it has."""
+        with atomic_path(arguments.out / "ct_algorithms.json") as path:
+            path.write_text(json.dumps(rows, indent=1))
+        figure(pictures, {r["name"]: r for r in rows}, arguments.out / "ct_algorithms.png")
+
     begun = time.monotonic()
     add("FBP (Hann)", FBP(window="hann")(None, test).mean, time.monotonic() - begun)
     goal = tuning.reference
@@ -160,6 +168,8 @@ def main() -> None:
     begun = time.monotonic()
     add("TV", tv(test, best), time.monotonic() - begun, value=best)
     for name, (prior_name, values, make) in candidates(norm, arguments.quick).items():
+        if arguments.rows and name not in arguments.rows:
+            continue
         prior = priors[prior_name]
 
         def score(z: float, prior: Any = prior, make: Any = make) -> float:
@@ -178,9 +188,7 @@ def main() -> None:
             continue
         more = {"value": z} if len(values) > 1 else {}
         add(name, p.mean, p.seconds, p.samples, nfe=p.nfe, algorithm=repr(algorithm), **more)
-    with atomic_path(arguments.out / "ct_algorithms.json") as path:
-        path.write_text(json.dumps(rows, indent=1))
-    figure(pictures, {r["name"]: r for r in rows}, arguments.out / "ct_algorithms.png")
+        store()
 
 
 def figure(pictures: list[tuple[str, torch.Tensor]], rows: dict[str, Any], path: Path) -> None:

@@ -130,12 +130,13 @@ def likelihood_score(u: Tensor, s: float, run: Run, covariance: PosteriorCovaria
 
 
 @torch.no_grad()
-def without_overshoot(g: Tensor, x0: Tensor, s: float, run: Run) -> Tensor:
-    """The score ``g``, shortened per sample where ``x0 + s^2 g`` would overshoot the data and the iteration explode:
-    to the step of least weighted residual along it.
+def without_overshoot(g: Tensor, x0: Tensor, s: float, s_next: float, run: Run) -> Tensor:
+    """The score ``g``, shortened per sample where a step from level ``s`` to ``s_next`` would overshoot the data and
+    the iteration explode.
 
-    That happens where the V of Sigma is too narrow (an isotropic one, for the large structures of an image). With
-    ``V = s^2 J`` and white noise that step is never shorter than g itself.
+    The step moves by the share ``1 - s'^2 / s^2`` of ``s^2 g``; that may not be more than the step of least weighted
+    residual along it. More is asked where the V of Sigma is too narrow (an isotropic one, for the large structures
+    of an image). With ``V = s^2 J`` and white noise nothing is ever shortened.
     """
     m, A = run.measurement, run.measurement.linear
     assert A is not None
@@ -143,5 +144,6 @@ def without_overshoot(g: Tensor, x0: Tensor, s: float, run: Run) -> Tensor:
     p = m.noise.precision(m.y) * (1.0 if A.observed is None else A.observed)
     along = (p * (r.conj() * step).real).flatten(1).sum(1)
     square = (p * step.abs().square()).flatten(1).sum(1)
-    length = (along / square.clamp(min=torch.finfo(square.dtype).tiny)).clamp(0, 1)
+    share = 1 - (s_next / s) ** 2
+    length = (along / square.clamp(min=torch.finfo(square.dtype).tiny) / share).clamp(0, 1)
     return length.reshape(-1, *[1] * (g.ndim - 1)) * g

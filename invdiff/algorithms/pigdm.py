@@ -77,7 +77,7 @@ class PiGDM:
                 u = ddim_step(u, x0, s, s_next, self.eta, run) + s**2 / (1 + s**2) * g
             else:
                 # E[x0 | u, y] = x0 + s^2 g
-                x0 = x0 + s**2 * without_overshoot(g, x0, s, run)
+                x0 = x0 + s**2 * without_overshoot(g, x0, s, s_next, run)
                 u = ddim_step(u, x0, s, s_next, self.eta, run)
             run.report(i + 1, N, u, "too few steps for this noise level (guidance overshoots).", sigma=s, x0=x0)
         return u

@@ -82,7 +82,7 @@ class TDS:
             v = s_next**2 * (s**2 - s_next**2) / s**2 if s_next > 0 else s**2
             keep = (s_next / s) ** 2
             prior_mean = x0 + keep * (u - x0)
-            mean = prior_mean + (1 - keep) * s**2 * without_overshoot(g, x0, s, run)
+            mean = prior_mean + (1 - keep) * s**2 * without_overshoot(g, x0, s, s_next, run)
             new = mean + v**0.5 * z()
             # w = w p(u' | u) p(y | u') / (q(u' | u, y) p(y | u))
             log_w = log_w + log_normal(new, prior_mean, v) - log_normal(new, mean, v) - twist
