@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from invdiff.algorithms.draw import Run, check_positive, preset, sampler
+from invdiff.algorithms.solvers import ddpm_step
 from invdiff.priors.schedules import ddpm_sigmas
 
 
@@ -82,24 +83,17 @@ class DPS:
         u, S = run.start(ddpm_sigmas(self.n_steps))
         v, N = u / (1 + S[0] ** 2) ** 0.5, len(S) - 1
         for i in range(N):
-            ab_t, ab_prev = 1 / (1 + S[i] ** 2), 1 / (1 + S[i + 1] ** 2)
-            alpha_t = ab_t / ab_prev
-            beta_t = 1 - alpha_t
-            # x0_hat = E[x0 | v_t], in VE units: u = v / sqrt(abar)
+            # x0_hat = E[x0 | v_t], in VE units: u = v / sqrt(abar) = sqrt(1 + sigma^2) v
             v = v.detach().requires_grad_(True)
-            x0_hat = run.denoise(v / ab_t**0.5, S[i])
+            x0_hat = run.denoise(v * (1 + S[i] ** 2) ** 0.5, S[i])
             if self.clip:
                 x0_hat = x0_hat.clamp(-1, 1)
             # g = grad_v |y - A(x0_hat)|_2, one norm per sample
             r = m.residual(x0_hat).flatten(1)
             (g,) = torch.autograd.grad(torch.linalg.vector_norm(r, dim=1).sum(), v)
-            # v' = sqrt(abar_prev) beta / (1 - abar) x0_hat + sqrt(alpha) (1 - abar_prev) / (1 - abar) v + sqrt(beta~) z
             with torch.no_grad():
-                mean = ab_prev**0.5 * beta_t / (1 - ab_t) * x0_hat + alpha_t**0.5 * (1 - ab_prev) / (1 - ab_t) * v
-                if S[i + 1] > 0:
-                    mean = mean + ((1 - ab_prev) / (1 - ab_t) * beta_t) ** 0.5 * run.randn()
-                # v_(t-1) = v' - zeta g
-                v = mean - self.guidance_scale * g
+                # v_(t-1) = v' - zeta g, v' the ancestral step
+                v = ddpm_step(v, x0_hat, S[i], S[i + 1], run) - self.guidance_scale * g
             cause = f"guidance_scale={self.guidance_scale} is too large for this operator."
             run.report(i + 1, N, v, cause, sigma=S[i], x0=x0_hat.detach())
         return v

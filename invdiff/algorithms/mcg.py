@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from invdiff.algorithms.draw import Run, check_linear, check_positive, check_unit_interval, sampler
+from invdiff.algorithms.solvers import ddpm_step
 from invdiff.priors.schedules import ddpm_sigmas
 
 _BIBTEX = """@inproceedings{chung2022improving,
@@ -82,26 +83,20 @@ class MCG:
         u, S = run.start(ddpm_sigmas(self.n_steps))
         v, N = u / (1 + S[0] ** 2) ** 0.5, len(S) - 1
         for i in range(N):
-            ab_t, ab_prev = 1 / (1 + S[i] ** 2), 1 / (1 + S[i + 1] ** 2)
-            alpha_t = ab_t / ab_prev
+            ab_next = 1 / (1 + S[i + 1] ** 2)
             # x0_hat = E[x0 | v_t]; g = (I - A^+ A) grad_v |y - A x0_hat|_2
             v = v.detach().requires_grad_(True)
-            x0_hat = run.denoise(v / ab_t**0.5, S[i])
+            x0_hat = run.denoise(v * (1 + S[i] ** 2) ** 0.5, S[i])
             if self.clip:
                 x0_hat = x0_hat.clamp(-1, 1)
             r = m.residual(x0_hat).flatten(1)
             (g,) = torch.autograd.grad(torch.linalg.vector_norm(r, dim=1).sum(), v)
             with torch.no_grad():
                 g = g - svd.project(g)
-                # v' : ancestral step
-                mean = (
-                    ab_prev**0.5 * (1 - alpha_t) / (1 - ab_t) * x0_hat + alpha_t**0.5 * (1 - ab_prev) / (1 - ab_t) * v
-                )
-                if S[i + 1] > 0:
-                    mean = mean + ((1 - ab_prev) / (1 - ab_t) * (1 - alpha_t)) ** 0.5 * run.randn()
-                # v = (I - A^+ A) v' - alpha g + A^+ y_t,  y_t = sqrt(abar) y + sqrt(1 - abar) A z
-                known = ab_prev**0.5 * data + (1 - ab_prev) ** 0.5 * svd.project(run.randn())
-                v = mean - svd.project(mean) + known - self.guidance_scale * g
+                # v = (I - A^+ A) v' - alpha g + A^+ y_t, v' the ancestral step, y_t = sqrt(abar) y + sqrt(1 - abar) A z
+                new = ddpm_step(v, x0_hat, S[i], S[i + 1], run)
+                known = ab_next**0.5 * data + (1 - ab_next) ** 0.5 * svd.project(run.randn())
+                v = new - svd.project(new) + known - self.guidance_scale * g
             cause = f"guidance_scale={self.guidance_scale} is too large for this operator."
             run.report(i + 1, N, v, cause, sigma=S[i], x0=x0_hat.detach())
         return v

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from invdiff.algorithms.draw import Run, check_linear, check_positive, sampler
+from invdiff.algorithms.solvers import ddpm_step
 from invdiff.operators.base import LinearOperator
 from invdiff.priors.latent import LatentPrior, check_latent, of_images
 from invdiff.priors.schedules import ddpm_sigmas
@@ -76,25 +77,18 @@ class PSLD:
         u, S = run.start(ddpm_sigmas(self.n_steps))
         z, N = u / (1 + S[0] ** 2) ** 0.5, len(S) - 1
         for i in range(N):
-            ab_t, ab_prev = 1 / (1 + S[i] ** 2), 1 / (1 + S[i + 1] ** 2)
-            alpha_t = ab_t / ab_prev
-            beta_t = 1 - alpha_t
             # z0_hat = E[z0 | z_t], x0_hat = Dec(z0_hat)
             z = z.detach().requires_grad_(True)
-            z0 = run.denoise(z / ab_t**0.5, S[i])
+            z0 = run.denoise(z * (1 + S[i] ** 2) ** 0.5, S[i])
             x0 = prior.decode(z0)
             # r = y - A x0_hat, glue = z0_hat - Enc(x0_hat + A^T r / |A|^2)
             r = image.residual(x0)
             glue = z0 - prior.encode(x0 + A.H(r) / L)
             # g = grad_z eta |r|_2 + gamma |glue|_2, one norm per sample
             (g,) = torch.autograd.grad((self.eta * _norms(r) + self.gamma * _norms(glue)).sum(), z)
-            # z' = sqrt(abar_prev) beta / (1 - abar) z0_hat + sqrt(alpha) (1 - abar_prev) / (1 - abar) z + sqrt(beta~) n
             with torch.no_grad():
-                mean = ab_prev**0.5 * beta_t / (1 - ab_t) * z0 + alpha_t**0.5 * (1 - ab_prev) / (1 - ab_t) * z
-                if S[i + 1] > 0:
-                    mean = mean + ((1 - ab_prev) / (1 - ab_t) * beta_t) ** 0.5 * run.randn()
-                # z_(t-1) = z' - g
-                z = mean - g
+                # z_(t-1) = z' - g, z' the ancestral step
+                z = ddpm_step(z, z0, S[i], S[i + 1], run) - g
             cause = f"eta={self.eta} or gamma={self.gamma} is too large for this operator."
             run.report(i + 1, N, z, cause, sigma=S[i], x0=z0.detach())
         return z

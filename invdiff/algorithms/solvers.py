@@ -42,6 +42,19 @@ def ddim_step(u: Tensor, x0: Tensor, s: float, s_next: float, eta: float, run: R
     return u + v**0.5 * run.randn() if v > 0 else u
 
 
+def ddpm_step(v: Tensor, x0: Tensor, s: float, s_next: float, run: Run) -> Tensor:
+    """The ancestral step of the variance-preserving state ``v = u / sqrt(1 + s^2)`` (Ho et al. 2020, eq. 6 and 7):
+    ``sqrt(abar') beta / (1 - abar) x0 + sqrt(alpha) (1 - abar') / (1 - abar) v + sqrt(beta~) z``, no noise at s' = 0.
+
+    With ``abar = 1 / (1 + s^2)``, ``alpha = abar / abar'``, ``beta = 1 - alpha``,
+    ``beta~ = (1 - abar') / (1 - abar) beta``.
+    """
+    ab, ab_next = 1 / (1 + s**2), 1 / (1 + s_next**2)
+    alpha = ab / ab_next
+    v = ab_next**0.5 * (1 - alpha) / (1 - ab) * x0 + alpha**0.5 * (1 - ab_next) / (1 - ab) * v
+    return v + ((1 - ab_next) / (1 - ab) * (1 - alpha)) ** 0.5 * run.randn() if s_next > 0 else v
+
+
 def matched_step(u: Tensor, x0: Tensor, s: float, s_next: float, sigma_data: float, run: Run) -> Tensor:
     """The ancestral step with the variance it has for a white Gaussian prior of standard deviation sd:
     ``u' = x0 + (s'/s)^2 (u - x0) + sqrt(v) z`` with ``v = (sd^2 + s'^2) (s^2 - s'^2) / (sd^2 + s^2)``, 0 at s' = 0.
