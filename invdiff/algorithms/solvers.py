@@ -129,6 +129,7 @@ def sample_prior(
     solver: Solver | None = None,
     grid: Grid | None = None,
     seed: int = 0,
+    item: str = "prior",
 ) -> Posterior:
     """Unconditional samples of a prior, in relative units (1 is ``prior.info.quantity``).
 
@@ -136,6 +137,7 @@ def sample_prior(
         n_steps: noise levels of the grid.
         solver: default :class:`Heun`.
         grid: default :class:`~invdiff.priors.KarrasGrid`.
+        seed, item: select the random streams.
     """
     solver, levels = solver or Heun(), (grid or KarrasGrid())(n_steps)
 
@@ -144,7 +146,9 @@ def sample_prior(
         return solver(run.denoise, u, S, run)
 
     A = Identity(prior.shape).to(dtype=prior.dtype, device=prior.device)
-    nothing = Measurement(torch.zeros(prior.shape, dtype=prior.dtype, device=prior.device), A, GaussianNoise(1.0))
+    nothing = Measurement(
+        torch.zeros(prior.shape, dtype=prior.dtype, device=prior.device), A, GaussianNoise(1.0), item=item
+    )
     with torch.no_grad():
         return draw(
             solver, loop, prior, nothing, n_samples=n_samples, seed=seed, batch_size=None, start=None,

@@ -16,7 +16,8 @@ from invdiff.algorithms import ALGORITHMS, DAPS, DPS
 from invdiff.algorithms.draw import DivergenceError
 from invdiff.cli import app
 from invdiff.evaluation import truth
-from invdiff.evaluation.truth import PROBLEMS, SETTINGS, Problem, Record, Setting, build, draw, measures, relative
+from invdiff.evaluation.truth import SETTINGS, Record, Setting, draw
+from invdiff.evaluation.truth_problems import PROBLEMS, Problem, build, mcgdiff, measures, relative
 from invdiff.operators import Matrix
 from invdiff.priors import Prior
 from invdiff.priors.analytic import ExactPosterior, PosteriorPrior
@@ -118,7 +119,7 @@ def test_every_problem_is_what_it_says(name: str) -> None:
 
 
 def test_mcgdiff_problems_are_the_published_ones() -> None:
-    prior, A, noise = truth.mcgdiff(8, 2, seed=3)
+    prior, A, noise = mcgdiff(8, 2, seed=3)
     means = prior.scale * prior.means.reshape(25, 8)
     assert means[0].tolist() == [-16] * 8
     assert means[1].tolist() == [-16, -8] * 4
