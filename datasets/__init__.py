@@ -4,6 +4,7 @@ if __name__ != "invdiff.datasets":
     raise ImportError("This folder is imported as 'invdiff.datasets'; it is not the top-level package 'datasets'.")
 
 from invdiff.datasets.examples import accelerated_mri, sparse_view_ct
+from invdiff.datasets.files import Volume, formats, open, recognise
 from invdiff.datasets.htc import read_htc
 
-__all__ = ["accelerated_mri", "read_htc", "sparse_view_ct"]
+__all__ = ["Volume", "accelerated_mri", "formats", "open", "read_htc", "recognise", "sparse_view_ct"]

@@ -1,4 +1,4 @@
-"""Helsinki Tomography Challenge 2022: measured fan-beam sinograms of acrylic discs with holes.
+"""Helsinki Tomography Challenge 2022 (.mat): measured fan-beam sinograms of acrylic discs with holes.
 
 A. Meaney, F. Silva de Moura, S. Siltanen, "Helsinki Tomography Challenge 2022 open tomographic dataset (HTC
 2022)", Zenodo 6984868, CC BY 4.0. Cone-beam scanner, its central row only, so a fan beam with a flat detector.
@@ -18,6 +18,7 @@ import numpy as np
 import scipy.io
 import torch
 
+from invdiff.datasets.files import Head
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
 from invdiff.operators.ct import CT
@@ -107,6 +108,19 @@ def read_htc(
             "rebin": int(rebin),
         },
     )
+
+
+read = read_htc
+
+
+def matches(head: Head) -> bool:
+    """A MATLAB 5 file with one of the challenge's structs, or (damaged, compressed beyond recognition) its name."""
+    if not head.start.startswith(b"MATLAB 5.0"):
+        return False
+    try:
+        return any(name in STRUCTS for name, _, _ in scipy.io.whosmat(head.path))
+    except Exception:
+        return head.path.name.lower().startswith("htc2022")
 
 
 def noise_level(sinogram: np.ndarray) -> float:

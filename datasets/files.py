@@ -1,0 +1,136 @@
+"""``datasets.open``: one call for every known file, told apart by content, never by suffix alone.
+
+A format is a module of this folder with two functions, entered in :data:`FORMATS`:
+
+    matches(head: Head) -> bool                                     looks, allocates nothing, never raises
+    read(path: Path, *, <options>) -> Measurement | Volume          raises ValueError or OSError on a bad file
+
+Its module docstring's first line is what ``invdiff list`` shows.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from invdiff.measurement import Measurement
+
+START = 4096  # bytes of a file that a format may look at
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a file looks like, to recognise it by.
+
+    Attributes:
+        path: of the file or folder.
+        start: its first bytes; empty for a folder.
+        keys: of an HDF5 file, the names of its groups and datasets down to the fourth level, without the leading "/";
+            empty for anything else.
+        attributes: of an HDF5 file, the names of the root's attributes.
+    """
+
+    path: Path
+    start: bytes
+    keys: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, path: Path) -> Head:
+        """Look at ``path``. Raises FileNotFoundError."""
+        if path.is_dir():
+            return cls(path, b"")
+        if not path.is_file():
+            raise FileNotFoundError(f"No such file: {path}")
+        with builtins.open(path, "rb") as file:
+            start = file.read(START)
+        keys: set[str] = set()
+        attributes: set[str] = set()
+        if start.startswith(b"\x89HDF\r\n\x1a\n"):
+            try:
+                with h5py.File(path, "r") as f:
+                    _names(f, "", 4, keys)
+                    attributes = set(f.attrs)
+            except (OSError, RuntimeError, KeyError):
+                pass  # damaged: the reader that its other signs lead to will say so
+        return cls(path, start, frozenset(keys), frozenset(attributes))
+
+
+def _names(group: h5py.Group, prefix: str, depth: int, into: set[str]) -> None:
+    for name in group:
+        if len(into) > 1000 or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        into.add(prefix + name)
+        if depth > 1 and isinstance(item := group[name], h5py.Group):
+            _names(item, f"{prefix}{name}/", depth - 1, into)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Images from a file, in their physical units.
+
+    Attributes:
+        data: (z, y, x), or (..., z, y, x); real or complex numpy array, as stored on disk and rescaled.
+        affine: 4 x 4, from the index (x, y, z) to millimetres in RAS; None where the file does not say.
+        units: e.g. "HU", "1/mm", "relative".
+        metadata: plain strings and numbers.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray | None = None
+    units: str = "relative"
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float] | None:
+        """Edges of a voxel along (x, y, z) in mm."""
+        if self.affine is None:
+            return None
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+
+def formats() -> dict[str, ModuleType]:
+    """Name to module of every known format, the most specific first."""
+    from invdiff.datasets import htc, saved
+
+    return {"invdiff measurement": saved, "HTC 2022": htc}
+
+
+def recognise(path: str | Path) -> tuple[str, ModuleType]:
+    """The format of a file, by its content.
+
+    Raises:
+        FileNotFoundError; ValueError: no known format.
+    """
+    head = Head.of(Path(path))
+    for name, module in formats().items():
+        if module.matches(head):
+            return name, module
+    inside = f" (an HDF5 file with {', '.join(sorted(head.keys)[:8])})" if head.keys else ""
+    raise ValueError(f"{head.path.name} is in no known format{inside}; known: {', '.join(formats())}.")
+
+
+def open(path: str | Path, **options: Any) -> Measurement | Volume:
+    """Read a measurement or an image volume from a file (or a folder, for DICOM series).
+
+    Args:
+        options: of the format's ``read`` function, e.g. ``views=60`` for a sinogram, ``index=3`` for a slice.
+
+    Raises:
+        FileNotFoundError, OSError: no such file, or a truncated one.
+        ValueError: an unknown format, or content that does not make sense.
+        TypeError: an option that the format does not have.
+    """
+    name, module = recognise(path)
+    known = [p for p in inspect.signature(module.read).parameters if p != "path"]
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(f"The format {name!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
+    return module.read(Path(path), **options)

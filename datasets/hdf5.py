@@ -1,0 +1,62 @@
+"""Reading HDF5 files that may be damaged or hostile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from invdiff.storage import open_hdf5
+
+__all__ = ["array", "attribute", "open_hdf5"]
+
+
+def array(
+    f: h5py.File, key: str, *, ndim: int | tuple[int, ...] | None = None, kinds: str = "fiu", where: Any = ()
+) -> np.ndarray:
+    """A dataset, or the part ``where`` of it, checked before anything is read. Open ``f`` with :func:`open_hdf5`.
+
+    Args:
+        ndim: allowed numbers of dimensions of the whole dataset.
+        kinds: allowed numpy kinds: "f", "i", "u", "c"; a compound of two floats (r, i) counts as "c".
+        where: index, e.g. ``np.s_[3]``.
+
+    Raises:
+        ValueError: missing, of another kind, or not finite.
+        OSError: damaged.
+    """
+    name = Path(f.filename).name
+    item = f.get(key)
+    if not isinstance(item, h5py.Dataset):
+        raise ValueError(f"{name}: no dataset '{key}'; it has {', '.join(sorted(f)) or 'nothing'}.")
+    allowed = (ndim,) if isinstance(ndim, int) else ndim
+    if allowed is not None and item.ndim not in allowed:
+        expected = " or ".join(map(str, allowed))
+        raise ValueError(f"{name}: '{key}' must have {expected} dimensions, it has the shape {item.shape}.")
+    pair = item.dtype.names is not None and len(item.dtype.names) == 2
+    kind = "c" if pair else item.dtype.kind
+    if kind not in kinds:
+        raise ValueError(f"{name}: '{key}' must hold numbers (numpy kinds {kinds}), it has dtype {item.dtype}.")
+    try:
+        value = np.asarray(item[where])
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"{name}: '{key}' cannot be read; the file may be truncated ({error}).") from None
+    if pair:
+        real, imaginary = item.dtype.names
+        value = value[real] + 1j * value[imaginary]
+    if value.dtype.kind in "fc" and not np.isfinite(value).all():
+        bad = int((~np.isfinite(value)).sum())
+        raise ValueError(f"{name}: '{key}' has {bad} non-finite value(s) in {value.size}.")
+    return value
+
+
+def attribute(f: h5py.File | h5py.Group, key: str, default: Any = None) -> Any:
+    """An attribute as a plain Python value (text decoded, one-element arrays unpacked); ``default`` if missing."""
+    value = f.attrs.get(key, default)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(())[()]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,18 @@
+"""A Measurement written by Measurement.save (HDF5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invdiff.datasets.files import Head
+from invdiff.measurement import Measurement
+
+
+def matches(head: Head) -> bool:
+    """An HDF5 file with this package's format attribute."""
+    return {"format", "precision", "image_scale"} <= head.attributes
+
+
+def read(path: Path) -> Measurement:
+    """As :meth:`invdiff.Measurement.load`."""
+    return Measurement.load(path)

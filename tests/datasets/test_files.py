@@ -1,0 +1,59 @@
+"""datasets.open: recognised by content, options checked, hostile HDF5 refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from invdiff import GaussianNoise, Measurement, datasets
+from invdiff.datasets.hdf5 import array, open_hdf5
+from invdiff.operators import Identity
+
+
+def test_a_saved_measurement_is_recognised_by_content(tmp_path: Path) -> None:
+    m = Measurement(torch.ones(1, 4, 4), Identity((1, 4, 4)), GaussianNoise(0.1), item="x")
+    m.save(tmp_path / "m.h5")
+    (tmp_path / "m.h5").rename(tmp_path / "renamed.bin")
+    again = datasets.open(tmp_path / "renamed.bin")
+    assert isinstance(again, Measurement)
+    assert torch.equal(again.y, m.y)
+    with pytest.raises(TypeError, match="no option views"):
+        datasets.open(tmp_path / "renamed.bin", views=3)
+
+
+def test_unknown_content_names_what_is_known(tmp_path: Path) -> None:
+    (tmp_path / "m.h5").write_bytes(b"not a file of any kind")
+    with pytest.raises(ValueError, match="no known format.*HTC 2022"):
+        datasets.open(tmp_path / "m.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as f:
+        f["some/thing"] = 1.0
+    with pytest.raises(ValueError, match="some/thing"):
+        datasets.open(tmp_path / "other.h5")
+    with pytest.raises(FileNotFoundError):
+        datasets.open(tmp_path / "nothing")
+
+
+def test_arrays_are_checked_before_they_are_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        f["x"] = np.ones((2, 3))
+        f["bad"] = np.array([1.0, np.nan])
+        f["text"] = "hello"
+        f["pair"] = np.array([(1.0, 2.0)], dtype=[("r", "f4"), ("i", "f4")])
+        f.create_dataset("huge", shape=(1 << 33,), chunks=(1 << 20,), dtype="f8")
+    with pytest.raises(ValueError, match="more than the file can hold"), open_hdf5(tmp_path / "a.h5"):
+        pass
+    with h5py.File(tmp_path / "a.h5", "r+") as f:
+        del f["huge"]
+    with open_hdf5(tmp_path / "a.h5") as f:
+        assert array(f, "x", ndim=2, where=np.s_[0]).shape == (3,)
+        assert array(f, "pair", kinds="c")[0] == 1 + 2j
+        for key, kwargs, message in (
+            ("y", {}, "no dataset"), ("x", {"ndim": 3}, "must have 3 dimensions"), ("text", {}, "must hold numbers"),
+            ("bad", {}, "1 non-finite"), ("pair", {}, "must hold numbers"),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=message):
+                array(f, key, **kwargs)
