@@ -54,6 +54,11 @@ class DDNM:
         check_positive(self, "n_steps", "travel")
         check_unit_interval(self, "eta")
 
+    @classmethod
+    def released_code(cls) -> DDNM:
+        """Every task of evaluation.sh in wyhuai/DDNM@4ab9e126: 100 steps, eta 0.85, no time travel."""
+        return cls(n_steps=100, eta=0.85, travel=1)
+
     @sampler()
     def __call__(self, run: Run) -> Tensor:
         m, eta = run.measurement, self.eta

@@ -53,6 +53,11 @@ class DDRM:
         check_positive(self, "n_steps")
         check_unit_interval(self, "eta", "eta_b")
 
+    @classmethod
+    def released_code(cls) -> DDRM:
+        """Every example of bahjat-kawar/ddrm@08d4dbd2 (images in [-1, 1]): 20 steps, eta 0.85, eta_b 1."""
+        return cls(n_steps=20, eta=0.85, eta_b=1.0)
+
     @sampler()
     def __call__(self, run: Run) -> Tensor:
         m, eta, eta_b = run.measurement, self.eta, self.eta_b

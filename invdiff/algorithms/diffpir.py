@@ -16,8 +16,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from invdiff.algorithms.draw import Run, check_linear, check_positive, check_unit_interval, sampler
-from invdiff.priors.schedules import DDPMGrid, Grid
+from invdiff.algorithms.draw import Run, check_linear, check_positive, check_unit_interval, preset, sampler
+from invdiff.priors.schedules import DDPMGrid, Grid, QuadraticDDPMGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,14 @@ class DiffPIR:
         check_unit_interval(self, "zeta")
 
     @classmethod
+    def released_code(cls, task: str) -> DiffPIR:
+        """As configured in yuanzhi-zhu/DiffPIR@1112e2f7 (FFHQ). Its lambda multiplies the noise variance of images in
+        [0, 1] over levels of images in [-1, 1]: four times the lambda of this file. Tasks: deblurring,
+        super-resolution (100 steps), inpainting (20 steps)."""
+        n_steps, lam, zeta = preset(_RELEASED, task)
+        return cls(n_steps=n_steps, lam=lam / 4, zeta=zeta, grid=QuadraticDDPMGrid())
+
+    @classmethod
     def inversebench(cls) -> DiffPIR:
         """The defaults of devzhk/InverseBench@b113d67b: 1000 steps, xi = 1, ``rho = 2 lambda sigma_n^2 / (1 - abar)``
         with lambda = 8 (at small levels that is this file's lambda times 2)."""
@@ -76,3 +84,11 @@ class DiffPIR:
             u = xh + s_next * (self.zeta**0.5 * run.randn() + (1 - self.zeta) ** 0.5 * (u - xh) / s)
             run.report(i + 1, N, u, "a prior that does not fit the data's range.", sigma=s, x0=xh)
         return u
+
+
+# iter_num, lambda_, zeta of configs/*.yaml of the released code
+_RELEASED = {
+    "deblurring": (100, 1.0, 0.1),
+    "super-resolution": (100, 1.0, 0.1),
+    "inpainting": (20, 1.0, 1.0),
+}

@@ -67,6 +67,13 @@ class PnPDM:
         if not self.decay < 1:
             raise ValueError(f"PnPDM: decay must be below 1, got {self.decay}.")
 
+    @classmethod
+    def released_code(cls) -> PnPDM:
+        """The linear tasks of zihuiwu/PnP-DM-public@70b1de29 (Gaussian and motion blur, super-resolution; noise
+        0.05): 100 iterations, rho from 10 to 0.3, decay 0.9. Their prior step is the tail of a 100-step EDM
+        schedule (deviation 3)."""
+        return cls(n_iterations=100, rho_max=10.0, rho_min=0.3, decay=0.9)
+
     def rhos(self, rho_min: float) -> list[float]:
         """The annealing of rho."""
         return [max(self.rho_max * self.decay**k, rho_min) for k in range(self.n_iterations)]

@@ -3,14 +3,14 @@
 Rout, Raoof, Daras, Caramanis, Dimakis, Shakkottai: "Solving linear inverse problems provably via posterior
 sampling with latent diffusion models", NeurIPS 2023, arXiv 2307.00619, algorithm 2.
 
-Deviations from the paper and the released code (both from memory: check the numbers before you publish with them):
+Deviations from the paper and the released code:
 
 1. The glued image is ``A^T y + (I - A^T A) Dec(z0_hat)`` with the operator and the data divided by the operator's
    norm. That is the paper's where the rows of A are orthogonal and of one length (inpainting, subsampling), and
    one Landweber step towards the data elsewhere; the paper's is neither a projection nor stable there.
 2. Both terms are gradients of un-squared norms, as in the released code; the paper writes squared ones.
 3. Norms are per sample.
-4. The reverse variance is the DDPM posterior variance beta~_t.
+4. The reverse variance is the DDPM posterior variance beta~_t; the released code takes DDIM steps with eta 0.
 5. The schedule is the linear DDPM one, respaced for fewer than 1000 steps, and the first state is
    ``sqrt(1 - abar_T) z``. The released code uses that of Stable Diffusion.
 """
@@ -23,7 +23,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from invdiff.algorithms.draw import Run, check_linear, check_positive, sampler
+from invdiff.algorithms.draw import Run, check_linear, check_positive, preset, sampler
 from invdiff.algorithms.solvers import ddpm_step
 from invdiff.operators.base import LinearOperator
 from invdiff.priors.latent import LatentPrior, check_latent, of_images
@@ -65,6 +65,11 @@ class PSLD:
             raise ValueError(f"PSLD: n_steps must lie in 2 .. 1000, got {self.n_steps}.")
         if not (self.eta >= 0 and self.gamma >= 0):
             raise ValueError(f"PSLD: eta and gamma must not be negative, got {self.eta} and {self.gamma}.")
+
+    @classmethod
+    def released_code(cls, model: str) -> PSLD:
+        """As in LituRout/PSLD@2090daed (its omega is eta here), 1000 steps. Models: stable-diffusion, ldm."""
+        return cls(n_steps=1000, eta=preset({"stable-diffusion": 1.0, "ldm": 0.1}, model), gamma=0.1)
 
     @sampler(backprop=True)
     def __call__(self, run: Run) -> Tensor:

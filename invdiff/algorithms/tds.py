@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from invdiff.algorithms.draw import Run, check_linear, check_positive, sampler
-from invdiff.algorithms.guidance import PosteriorCovariance, Tweedie, likelihood_score, without_overshoot
-from invdiff.priors.schedules import Grid, KarrasGrid
+from invdiff.algorithms.guidance import Isotropic, PosteriorCovariance, Tweedie, likelihood_score, without_overshoot
+from invdiff.priors.schedules import DDPMGrid, Grid, KarrasGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,13 @@ class TDS:
 
     def __post_init__(self) -> None:
         check_positive(self, "n_steps", "n_particles")
+
+    @classmethod
+    def released_code(cls) -> TDS:
+        """MNIST inpainting in blt2114/twisted_diffusion_sampler@831c8e6f: 4 particles, 100 of 1000 DDPM steps. The
+        isotropic twisting covariance ``s^2 / (1 + s^2)`` was not checked against that code, which resamples at
+        every step and takes all particles of one filter (deviations 1, 3)."""
+        return cls(n_steps=100, n_particles=4, covariance=Isotropic(sigma_data=1.0), grid=DDPMGrid())
 
     @sampler(backprop=True)
     def __call__(self, run: Run) -> Tensor:

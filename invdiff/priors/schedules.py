@@ -80,6 +80,18 @@ class DDPMGrid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuadraticDDPMGrid:
+    """Levels of the linear DDPM schedule at the steps ``999 - 999 sqrt(i / (n - 1))``: large strides at high noise,
+    small ones at low noise (the "quad" spacing of DiffPIR's released code)."""
+
+    def __call__(self, n: int) -> list[float]:
+        """``n`` positive levels, descending, then 0."""
+        schedule = DiscreteSchedule(linear_betas(1000))
+        t = 999 - 999 * torch.linspace(0, 1, n, dtype=torch.float64).sqrt()
+        return [*_interpolate(t, schedule._log).exp().tolist(), 0.0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class KarrasGrid:
     """Noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5), ``sigma_min`` being the last positive one."""
 
@@ -112,8 +124,10 @@ class CosineGrid:
         return [*t.tan().tolist(), 0.0]
 
 
-Grid = DDPMGrid | KarrasGrid | CosineGrid
-GRIDS: dict[str, type] = {"ddpm": DDPMGrid, "karras": KarrasGrid, "cosine": CosineGrid}
+Grid = DDPMGrid | QuadraticDDPMGrid | KarrasGrid | CosineGrid
+GRIDS: dict[str, type] = {
+    "ddpm": DDPMGrid, "quadratic-ddpm": QuadraticDDPMGrid, "karras": KarrasGrid, "cosine": CosineGrid,
+}  # fmt: skip
 
 
 def _interpolate(t: Tensor, values: Tensor) -> Tensor:

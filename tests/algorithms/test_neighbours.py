@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from invdiff import GaussianNoise, Measurement
-from invdiff.algorithms import DDNM, DDRM, MCG, TDS, MCGTomography, PiGDM, PnPDM, REDDiff
+from invdiff.algorithms import DDNM, DDRM, MCG, PSLD, TDS, DiffPIR, MCGTomography, PiGDM, PnPDM, REDDiff
 from invdiff.algorithms.draw import Run
 from invdiff.algorithms.guidance import Isotropic
 from invdiff.algorithms.tds import _resample
@@ -121,3 +121,33 @@ def test_mcg_for_tomography_ends_on_the_data() -> None:
 def test_wrong_parameters_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [DDRM.released_code(), DDNM.released_code(), PnPDM.released_code(), DiffPIR.released_code("inpainting"),
+     TDS.released_code()],
+    ids=lambda a: type(a).__name__,
+)  # fmt: skip
+def test_released_settings_halve_the_error_of_the_prior_mean_where_pixels_are_seen(algorithm: DDRM) -> None:
+    m = problem(0.05)
+    mean = algorithm(PRIOR, m, n_samples=4).mean
+    assert m.reference is not None
+    assert float((mean - m.reference)[MASK].norm()) < 0.5 * float(m.reference[MASK].norm())
+
+
+def test_the_released_lambda_of_diffpir_in_its_own_units() -> None:
+    # its data step, on images in [0, 1] with noise s01: argmin |y - x|^2 + lambda s01^2 / s^2 |x - x0|^2
+    s01, s, lam, x0, y = 0.05, 0.3, 1.0, 0.2, 0.7
+    rho = lam * s01**2 / s**2
+    expected = 2 * (y + rho * x0) / (1 + rho) - 1
+    A = Identity((1, 1, 1))
+    m = Measurement(torch.full((1, 1, 1), 2 * y - 1, dtype=F64), A.to(dtype=F64), GaussianNoise(2 * s01))
+    ours = m.prox(torch.full((1, 1, 1), 2 * x0 - 1, dtype=F64), s**2 / DiffPIR.released_code("deblurring").lam)
+    assert float(ours) == pytest.approx(expected, abs=1e-12)
+
+
+def test_presets_name_their_tasks() -> None:
+    assert PSLD.released_code("ldm") == PSLD(n_steps=1000, eta=0.1, gamma=0.1)
+    with pytest.raises(KeyError, match="there are deblurring"):
+        DiffPIR.released_code("ct")

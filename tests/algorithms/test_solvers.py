@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from invdiff.algorithms.draw import Run
 from invdiff.algorithms.solvers import DDIM, DPMSolver2M, Heun, Solver, matched_step, sample_prior
-from invdiff.priors import CosineGrid, Counted, DDPMGrid, GaussianPrior, KarrasGrid, StationaryCovariance
+from invdiff.priors import (
+    CosineGrid,
+    Counted,
+    DDPMGrid,
+    GaussianPrior,
+    KarrasGrid,
+    QuadraticDDPMGrid,
+    StationaryCovariance,
+)
 from invdiff.random import SampleStreams
 
 SHAPE = (1, 8, 8)
@@ -44,14 +54,16 @@ def test_second_order_solvers_converge_faster() -> None:
     assert error(Heun(), 100) / error(Heun(), 200) == pytest.approx(4, rel=0.1)
 
 
-@pytest.mark.parametrize("grid", [DDPMGrid(), KarrasGrid(), CosineGrid(), DDPMGrid(sigma_max=20.0)])
+@pytest.mark.parametrize(
+    "grid", [DDPMGrid(), KarrasGrid(), CosineGrid(), QuadraticDDPMGrid(), DDPMGrid(sigma_max=20.0)]
+)
 @pytest.mark.parametrize("n", [1, 2, 50])
 def test_grids_descend_to_zero(grid: DDPMGrid, n: int) -> None:
     s = grid(n)
     assert len(s) == n + 1
     assert s[-1] == 0
     assert all(a > b for a, b in zip(s[:-1], s[1:], strict=True))
-    assert s[0] == pytest.approx(min(grid.sigma_max, 157.4), rel=1e-3)
+    assert s[0] == pytest.approx(min(getattr(grid, "sigma_max", math.inf), 157.4), rel=1e-3)
 
 
 def test_matched_steps_keep_the_variance_of_a_white_gaussian() -> None:
