@@ -131,7 +131,7 @@ def _write(group: h5py.Group, name: str, value: Any) -> None:
         group.attrs[name] = json.dumps(value)
     elif isinstance(value, complex):
         group.attrs[name] = json.dumps({"re": value.real, "im": value.imag})
-    elif isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value):
+    elif isinstance(value, tuple | list) and np.asarray(value).dtype.kind in "if":  # one number, or rows of numbers
         group.create_dataset(name, data=np.asarray(value))
     elif type(value).__name__ in known_classes():
         child = group.create_group(name)

@@ -17,7 +17,7 @@ from invdiff.operators.base import (
 )
 from invdiff.operators.blur import Blur, Crop, Pad, gaussian_psf, reflect_blur
 from invdiff.operators.ct import CT
-from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
+from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
 from invdiff.operators.dense import Matrix
 from invdiff.operators.inpainting import Inpainting, random_pixels
 from invdiff.operators.mri import MultiCoilMRI, fft2c, ifft2c
@@ -32,11 +32,11 @@ OPERATORS: dict[str, type[Operator]] = {
         RealAsComplex, Scaled, ViewAsComplex,
     )
 }  # fmt: skip
-PARAMETERS: dict[str, type] = {"FanBeam": FanBeam, "ParallelBeam": ParallelBeam}
+PARAMETERS: dict[str, type] = {cls.__name__: cls for cls in (CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam)}
 
 __all__ = [
-    "CT", "OPERATORS", "PARAMETERS", "SVD", "Affine", "Blur", "Crop", "FanBeam", "Identity", "Inpainting",
-    "LinearComposition", "LinearOperator", "LinearSum", "Matrix", "MultiCoilMRI", "Operator", "Pad", "ParallelBeam",
-    "RealAsComplex", "Scaled", "ViewAsComplex", "birdcage_maps", "dot", "equispaced_mask", "fft2c", "gaussian_psf",
-    "ifft2c", "random_mask", "random_pixels", "reflect_blur",
+    "CT", "OPERATORS", "PARAMETERS", "SVD", "Affine", "Blur", "Crop", "CurvedFanBeam", "FanBeam", "Identity",
+    "Inpainting", "LinearComposition", "LinearOperator", "LinearSum", "Matrix", "MultiCoilMRI", "Operator", "Pad",
+    "ParallelBeam", "RealAsComplex", "Scaled", "VectorBeam", "ViewAsComplex", "birdcage_maps", "dot",
+    "equispaced_mask", "fft2c", "gaussian_psf", "ifft2c", "random_mask", "random_pixels", "reflect_blur",
 ]  # fmt: skip

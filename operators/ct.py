@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from invdiff.operators.base import LinearOperator
-from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
+from invdiff.operators.ct_astra import AstraPair
+from invdiff.operators.ct_cache import cached_joseph_matrix
+from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
 from invdiff.operators.ct_matrix import SparsePair, joseph_matrix
+from invdiff.operators.memory import default_budget
 
-Geometry = ParallelBeam | FanBeam
+Geometry = ParallelBeam | FanBeam | CurvedFanBeam | VectorBeam
+PAIR_BYTES = 16  # per weight: value and index, in the matrix and in its transpose
+MAX_WEIGHTS = 2**31 - 1  # that int32 can index
 SAME_ANGLE = 1e-9  # rad
 MAX_BATCH_BYTES = 512 * 2**20  # largest full matrix (with its transpose) that is kept beside a folded one
 
@@ -28,47 +33,101 @@ class CT(LinearOperator):
     transpose, so the adjoint is exact; together they take about ``32 * n_views * n_detectors * n`` bytes for an
     ``n x n`` image. Where the views are turned or mirrored copies of each other (equispaced, with a centred
     detector and a square image), single images use a matrix up to 8 times smaller, which is faster
-    (:class:`_Folded`); batches use the full one, unless it is too large.
+    (:class:`_Folded`); batches use the full one, unless it is too large. Where neither fits the memory budget,
+    projections are computed without a matrix (:class:`invdiff.operators.ct_astra.AstraPair`): slower, float32, an
+    exact adjoint still. Large matrices are kept on disk (:mod:`invdiff.operators.ct_cache`).
 
     Weights are computed in float64 and stored in float32; ``.to(dtype=torch.float64)`` widens the same weights.
 
     Args:
-        geometry: :class:`ParallelBeam` or :class:`FanBeam`.
+        geometry: :class:`ParallelBeam`, :class:`FanBeam`, :class:`CurvedFanBeam` or :class:`VectorBeam`.
         supersampling: rays averaged per detector element. With 1, a ray is infinitely thin; use more when the
             elements, scaled to the rotation axis, are not much smaller than a pixel.
+        memory_budget: bytes that the stored matrices may take in float32; building them takes about half as much
+            again. None: a quarter of the memory.
 
     Raises:
-        TypeError: geometry is neither of the two.
+        TypeError: geometry is none of these.
+        MemoryError: the matrices do not fit the budget, and there is no projector without a matrix for the geometry.
+            The message says what would fit.
     """
 
     adjoint_as_backward = True
 
-    def __init__(self, geometry: Geometry, supersampling: int = 1) -> None:
+    def __init__(self, geometry: Geometry, supersampling: int = 1, memory_budget: int | None = None) -> None:
         if not isinstance(geometry, Geometry):
-            raise TypeError(f"geometry must be a ParallelBeam or a FanBeam, got {type(geometry).__name__}.")
+            names = "a ParallelBeam, FanBeam, CurvedFanBeam or VectorBeam"
+            raise TypeError(f"geometry must be {names}, got {type(geometry).__name__}.")
+        if memory_budget is not None and not memory_budget > 0:
+            raise ValueError(f"memory_budget must be a positive number of bytes, got {memory_budget!r}.")
         super().__init__((1, *geometry.image_shape), (1, geometry.n_views, geometry.n_detectors))
-        self.geometry, self.supersampling = geometry, supersampling
-        symmetry = _Symmetry(geometry)
-        self._folded = _Folded(symmetry, geometry, supersampling) if symmetry.shrinks else None
+        self.geometry, self.supersampling, self.memory_budget = geometry, supersampling, memory_budget
+        self._folded: _Folded | None = None
         self._pair: SparsePair | None = None
-        if self._folded is None or symmetry.factor * self._folded.pair.nbytes <= MAX_BATCH_BYTES:
-            matrix = joseph_matrix(
-                *geometry.rays(supersampling), geometry.image_shape, geometry.pixel_size, supersampling=supersampling
-            )
-            self._pair = SparsePair(matrix)
+        self._astra: AstraPair | None = None
+        budget = min(memory_budget or default_budget(), PAIR_BYTES * MAX_WEIGHTS)
+        full = _pair_bytes(geometry, supersampling, budget)
+        symmetry = None if isinstance(geometry, VectorBeam) else _Symmetry(geometry)
+        if symmetry is not None and symmetry.shrinks and full / symmetry.factor <= budget:
+            self._folded = _Folded(symmetry, geometry, supersampling)
+            full = symmetry.factor * self._folded.pair.nbytes
+            if full <= MAX_BATCH_BYTES and full + self._folded.pair.nbytes <= budget:
+                self._pair = _matrix_pair(geometry, supersampling)
+        elif full <= budget:
+            self._pair = _matrix_pair(geometry, supersampling)
+        else:
+            self._astra = _without_matrix(geometry, supersampling, full, budget)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._astra is not None:
+            return self._astra.apply(x[:, 0])[:, None]
         if self._folded is not None and (len(x) == 1 or self._pair is None):
             return torch.cat([self._folded.apply(i) for i in x.reshape(len(x), -1)]).reshape(-1, *self.out_shape)
         assert self._pair is not None
         return self._pair.apply(x.reshape(len(x), -1).T).T.reshape(-1, *self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
+        if self._astra is not None:
+            return self._astra.apply_transpose(y[:, 0])[:, None]
         if self._folded is not None and (len(y) == 1 or self._pair is None):
             images = [self._folded.apply_transpose(i) for i in y.reshape(len(y), -1)]
             return torch.cat(images).reshape(-1, *self.in_shape)
         assert self._pair is not None
         return self._pair.apply_transpose(y.reshape(len(y), -1).T).T.reshape(-1, *self.in_shape)
+
+
+def _matrix_pair(geometry: Geometry, supersampling: int) -> SparsePair:
+    rays = geometry.rays(supersampling)
+    return SparsePair(
+        cached_joseph_matrix(*rays, geometry.image_shape, geometry.pixel_size, supersampling=supersampling)
+    )
+
+
+def _pair_bytes(geometry: Geometry, supersampling: int, budget: int) -> float:
+    """Memory of the matrix and its transpose: an upper bound if that fits the budget, else scaled up from 16 views."""
+    bound = 2.0 * PAIR_BYTES * geometry.n_views * geometry.n_detectors * supersampling * max(geometry.image_shape)
+    if bound <= budget:
+        return bound
+    few = np.unique(np.linspace(0, geometry.n_views - 1, 16).astype(int))
+    rays = geometry.subset(few.tolist()).rays(supersampling)
+    part = joseph_matrix(*rays, geometry.image_shape, geometry.pixel_size, supersampling=supersampling)
+    return PAIR_BYTES * part.nnz * geometry.n_views / len(few)
+
+
+def _without_matrix(geometry: Geometry, supersampling: int, needed: float, budget: int) -> AstraPair:
+    try:
+        return AstraPair(geometry, supersampling)  # type: ignore[arg-type]
+    except (TypeError, ImportError) as error:
+        reason = str(error)
+        if isinstance(error, ImportError):
+            reason = "projecting without them needs the ASTRA toolbox (pip install 'invdiff[astra]', GPLv3)"
+        share = budget / needed
+        ny, nx = (int(n * share) for n in geometry.image_shape)  # rays per view and views stay
+        raise MemoryError(
+            f"The projector's matrices would take {needed / 1e9:.3g} GB, more than the memory_budget of "
+            f"{budget / 1e9:.3g} GB, and {reason}. What fits: memory_budget={math.ceil(1.05 * needed)}, or "
+            f"{int(share * geometry.n_views)} of the {geometry.n_views} views, or {ny} x {nx} larger pixels."
+        ) from None
 
 
 class _Symmetry:
@@ -89,7 +148,7 @@ class _Symmetry:
         shrinks: whether storing the few pays.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: ParallelBeam | FanBeam | CurvedFanBeam) -> None:
         angles, n_detectors = np.asarray(geometry.angles), geometry.n_detectors
         quarter = np.round(angles / (math.pi / 2)).astype(np.int64)
         rest = angles - quarter * (math.pi / 2)
@@ -110,7 +169,7 @@ class _Symmetry:
         self.kind = kind.reshape(element.shape)
         self.factor = element.size / (len(first) * self.n_elements)
         ny, nx = geometry.image_shape
-        fits = ny == nx and geometry.detector_offset == 0
+        fits = ny == nx and isinstance(geometry.pixel_size, float) and geometry.detector_offset == 0
         self.shrinks = fits and self.factor >= 2 and len(self.kinds) <= 1.5 * self.factor
 
 
@@ -122,11 +181,15 @@ class _Folded:
         geometry, supersampling: as in :class:`CT`.
     """
 
-    def __init__(self, symmetry: _Symmetry, geometry: Geometry, supersampling: int) -> None:
+    def __init__(
+        self, symmetry: _Symmetry, geometry: ParallelBeam | FanBeam | CurvedFanBeam, supersampling: int
+    ) -> None:
         rays = replace(geometry, angles=symmetry.angles).rays(supersampling)
         origins, directions = (r[:, : symmetry.n_elements * supersampling] for r in rays)
         self.pair = SparsePair(
-            joseph_matrix(origins, directions, geometry.image_shape, geometry.pixel_size, supersampling=supersampling)
+            cached_joseph_matrix(
+                origins, directions, geometry.image_shape, geometry.pixel_size, supersampling=supersampling
+            )
         )
         self.n_kinds = len(symmetry.kinds)
         pixels = np.arange(self.pair.shape[1]).reshape(geometry.image_shape)

@@ -18,14 +18,14 @@ from torch import Tensor
 
 CSR_MAX_COLUMNS = 8  # from here on embedding_bag is faster on a CPU
 CHUNK_BYTES = 8 * 2**20  # columns are multiplied in chunks that stay in the processor's cache
-RAYS_PER_BLOCK = 2**14  # bounds the builder's temporary memory
+STEPS_PER_BLOCK = 2**21  # pixels along rays weighted at a time: bounds the builder's temporary memory (200 MB)
 
 
 def joseph_matrix(
     origins: np.ndarray,
     directions: np.ndarray,
     image_shape: tuple[int, int],
-    pixel_size: float,
+    pixel_size: float | tuple[float, float],
     *,
     supersampling: int = 1,
     dtype: type = np.float32,
@@ -36,7 +36,7 @@ def joseph_matrix(
         origins: any point on each ray, ``(x, y)`` in mm, (..., 2), float64; image centre at (0, 0).
         directions: unit vectors, same shape.
         image_shape: (ny, nx); row 0 is the top.
-        pixel_size: mm.
+        pixel_size: mm, or (dy, dx).
         supersampling: number of consecutive rays averaged into one row.
         dtype: of the values, np.float32 or np.float64; the computation is in float64.
 
@@ -52,12 +52,13 @@ def joseph_matrix(
             f"origins and directions must have equal shapes (n_rays, 2) with n_rays a multiple of "
             f"supersampling={supersampling}, got {origins.shape} and {directions.shape}."
         )
-    block = RAYS_PER_BLOCK // supersampling * supersampling or supersampling
+    block = max(1, STEPS_PER_BLOCK // (max(image_shape) * supersampling)) * supersampling
     n_pixels = image_shape[0] * image_shape[1]
+    spacing = pixel_size if isinstance(pixel_size, tuple) else (pixel_size, pixel_size)
     counts, indices, values = [np.zeros(1, np.int64)], [], []
     for start in range(0, len(origins), block):
         rays = slice(start, start + block)
-        ray, pixel, weight = _weights(origins[rays], directions[rays], image_shape, pixel_size)
+        ray, pixel, weight = _weights(origins[rays], directions[rays], image_shape, spacing)
         n_rows = len(origins[rays]) // supersampling
         count = np.bincount(ray // supersampling, minlength=n_rows)
         part = scipy.sparse.csr_array(
@@ -81,13 +82,13 @@ def joseph_matrix(
 
 
 def _weights(
-    origins: np.ndarray, directions: np.ndarray, image_shape: tuple[int, int], pixel_size: float
+    origins: np.ndarray, directions: np.ndarray, image_shape: tuple[int, int], spacing: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ray, pixel, weight) of every non-zero, ordered by ray."""
-    ny, nx = image_shape
-    # in pixel indices: column = x / size + (nx - 1) / 2, row = (ny - 1) / 2 - y / size
-    column, row = origins[:, 0] / pixel_size + (nx - 1) / 2, (ny - 1) / 2 - origins[:, 1] / pixel_size
-    d_column, d_row = directions[:, 0], -directions[:, 1]
+    (ny, nx), (dy, dx) = image_shape, spacing
+    # in pixel indices: column = x / dx + (nx - 1) / 2, row = (ny - 1) / 2 - y / dy
+    column, row = origins[:, 0] / dx + (nx - 1) / 2, (ny - 1) / 2 - origins[:, 1] / dy
+    d_column, d_row = directions[:, 0] / dx, -directions[:, 1] / dy
     flat = np.abs(d_column) >= np.abs(d_row)  # step over columns, interpolate between rows; else the reverse
     p0, s0 = np.where(flat, column, row), np.where(flat, row, column)
     dp, ds = np.where(flat, d_column, d_row), np.where(flat, d_row, d_column)
@@ -113,7 +114,7 @@ def _weights(
     s = a[ray] + slope[ray] * p
     lower = np.floor(s).astype(np.int64)
     fraction = s - lower
-    length = (pixel_size / np.abs(dp))[ray]
+    length = (1 / np.abs(dp))[ray]
     base, stride, size = p * stride_p[ray], stride_s[ray], n_s[ray]
     neighbours = np.stack([lower, lower + 1], 1)
     weight = np.stack([(1 - fraction) * length, fraction * length], 1)

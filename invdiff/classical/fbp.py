@@ -1,9 +1,10 @@
-"""Filtered back projection for parallel beams and for fan beams with a flat detector.
+"""Filtered back projection for parallel beams and for fan beams with a flat or curved detector.
 
 Source: A. C. Kak and M. Slaney, Principles of Computerized Tomographic Imaging, IEEE Press 1988, section 3.3
-(parallel beam, band-limited ramp, eq. 61) and 3.4.2 (equally spaced collinear detectors, eqs. 130-146).
-Fan-beam arcs shorter than a turn are weighted as in F. Noo, M. Defrise, R. Clackdoyle and H. Kudo, Phys. Med.
-Biol. 47, 2525-2546, 2002.
+(parallel beam, band-limited ramp, eq. 61), 3.4.1 (equiangular rays) and 3.4.2 (equally spaced collinear detectors,
+eqs. 130-146). Fan-beam arcs shorter than a turn: D. L. Parker, Med. Phys. 9, 254-257, 1982, in the form for arcs
+longer than the shortest of M. D. Silver, Med. Phys. 27, 773-774, 2000; arcs too short for those are weighted as in
+F. Noo, M. Defrise, R. Clackdoyle and H. Kudo, Phys. Med. Biol. 47, 2525-2546, 2002.
 
 It assumes noise-free, complete data; few or missing views give streaks.
 """
@@ -23,7 +24,7 @@ from invdiff.algorithms.draw import Callback
 from invdiff.classical.point import point_estimate
 from invdiff.measurement import Measurement
 from invdiff.operators.ct import CT
-from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
+from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam
 from invdiff.posterior import Posterior
 from invdiff.priors.denoiser import Prior
 
@@ -74,19 +75,19 @@ class FBP:
         """Same call as an algorithm; ``prior`` is not used and ``n_samples`` must be 1.
 
         Raises:
-            TypeError: the measurement's operator is not a :class:`CT`.
+            TypeError: the measurement's operator is not a :class:`CT`, or its views are free (``VectorBeam``).
             ValueError: ``n_samples`` is not 1.
         """
         A = measurement.A
         if not isinstance(A, CT):
             raise TypeError(f"FBP needs a CT operator (parallel or fan beam), got {A!r}.")
-        geometry = A.geometry
+        geometry = _with_fbp(A.geometry)
         return point_estimate(
             self, lambda: fbp(measurement.y, geometry, window=self.window), measurement, n_samples=n_samples, seed=seed
         )
 
 
-def fbp(y: Tensor, geometry: ParallelBeam | FanBeam, *, window: str = "ram-lak") -> Tensor:
+def fbp(y: Tensor, geometry: ParallelBeam | FanBeam | CurvedFanBeam, *, window: str = "ram-lak") -> Tensor:
     """Filtered back projection.
 
     Angles need not be equispaced: each view counts by the trapezoidal rule. A parallel beam measures a line
@@ -103,54 +104,59 @@ def fbp(y: Tensor, geometry: ParallelBeam | FanBeam, *, window: str = "ram-lak")
         Attenuation in 1/mm, (..., ny, nx), dtype and device of ``y``.
     """
     _check_window(window)
-    if not isinstance(geometry, ParallelBeam | FanBeam):
-        raise TypeError(f"geometry must be a ParallelBeam or a FanBeam, got {type(geometry).__name__}.")
+    _with_fbp(geometry)
     expected = (geometry.n_views, geometry.n_detectors)
     if tuple(y.shape[-2:]) != expected:
         raise ValueError(f"y must end in (n_views, n_detectors) = {expected}, got shape {tuple(y.shape)}.")
 
-    fan = geometry if isinstance(geometry, FanBeam) else None
+    fan = geometry if isinstance(geometry, FanBeam | CurvedFanBeam) else None
+    arc = fan.source_origin if isinstance(fan, CurvedFanBeam) else math.inf  # radius of the detector
     shrink = 1 / fan.magnification if fan else 1.0  # the detector is moved to the rotation axis
     u = torch.from_numpy(geometry.detector_positions()).to(y.device) * shrink
     spacing = geometry.detector_spacing * shrink
     angles = np.asarray(geometry.angles)
     rays = torch.from_numpy(view_weights(angles, 2 * math.pi if fan else math.pi)[:, None]).to(y.device)
+    reach = geometry.radius  # of the image, on the detector
     if fan:
-        gamma = np.arctan(fan.detector_positions() / fan.source_detector)
-        rays = rays * torch.from_numpy(redundancy_weights(angles, gamma)).to(y.device)
-        rays = rays * fan.source_origin / torch.sqrt(fan.source_origin**2 + u**2)
+        gamma = fan.fan_angles()
+        rays = rays * torch.from_numpy(redundancy_weights(angles, gamma) * np.cos(gamma)).to(y.device)
+        edge = math.asin(fan.radius / fan.source_origin)
+        reach = fan.source_origin * (math.tan(edge) if arc == math.inf else edge)
     # The filtered views do not end with the detector; without their tails the image's corners would not be zero.
-    reach = fan.radius / math.sqrt(1 - (fan.radius / fan.source_origin) ** 2) if fan else geometry.radius
     n_pad = max(0, math.ceil((reach - float(min(-u[0], u[-1]))) / spacing)) + 1
     padded = torch.nn.functional.pad(y.double() * rays, (n_pad, n_pad))
-    filtered = ramp_filter(padded, spacing, window).to(y.dtype)
+    filtered = ramp_filter(padded, spacing, window, arc=arc).to(y.dtype)
 
     x_axis, y_axis = (torch.from_numpy(a).to(y.device, y.dtype) for a in geometry.pixel_centres())
     image = y.new_zeros(*y.shape[:-2], *geometry.image_shape)
     for view, t in enumerate(geometry.angles):
         along = x_axis * math.cos(t) + y_axis[:, None] * math.sin(t)
+        distance = torch.ones((), dtype=y.dtype, device=y.device)  # squared, to the source, over source_origin
         if fan:
-            # U = distance to the source along the central ray, over source_origin
             U = 1 - (x_axis * math.sin(t) - y_axis[:, None] * math.cos(t)) / fan.source_origin
-            along = along / U
+            along, distance = along / U, U.square()
+            if arc < math.inf:
+                distance = distance * (1 + (along / arc).square())
+                along = arc * torch.atan(along / arc)
         position = (along - float(u[0])) / spacing + n_pad
         left = position.floor()
         fraction, index = position - left, left.long()
         row = filtered[..., view, :]
-        value = torch.lerp(row[..., index], row[..., index + 1], fraction)
-        image += value / U**2 if fan else value
+        image += torch.lerp(row[..., index], row[..., index + 1], fraction) / distance
     return image
 
 
-def ramp_filter(y: Tensor, spacing: float, window: str) -> Tensor:
+def ramp_filter(y: Tensor, spacing: float, window: str, *, arc: float = math.inf) -> Tensor:
     """Convolve the last dimension with the band-limited ramp, sampled in space so that its mean is right.
 
-    h(0) = 1 / (4 spacing^2), h(n) = -1 / (pi n spacing)^2 for odd n, 0 for even n; zero-padded to a power of two
-    of at least twice the length, so that the circular convolution is a linear one.
+    h(0) = 1 / (4 spacing^2), h(n) = -1 / (pi d)^2 for odd n, 0 for even n, with the distance d = n spacing; for samples
+    on an arc around the source, of radius ``arc``, d = arc sin(n spacing / arc). Zero-padded to a power of two of at
+    least twice the length, so that the circular convolution is a linear one.
     """
     length = 1 << (2 * y.shape[-1] - 1).bit_length()
     n = torch.fft.fftfreq(length, 1 / length, dtype=y.dtype, device=y.device)
-    h = torch.where(n.long() % 2 == 0, 0.0, -1 / (math.pi * n * spacing).square())
+    d = n * spacing if arc == math.inf else arc * torch.sin(n * spacing / arc)
+    h = torch.where((n.long() % 2 == 0) | (n.abs() >= y.shape[-1]), 0.0, -1 / (math.pi * d).square())
     h[0] = 1 / (4 * spacing**2)
     response = torch.fft.rfft(h).real * WINDOWS[window](torch.linspace(0, 1, length // 2 + 1).to(h))
     return spacing * torch.fft.irfft(torch.fft.rfft(y, length) * response, length)[..., : y.shape[-1]]
@@ -170,25 +176,45 @@ def view_weights(angles: np.ndarray, period: float) -> np.ndarray:
 
 
 def redundancy_weights(angles: np.ndarray, gamma: np.ndarray) -> np.ndarray:
-    """Share of each fan-beam ray in its line, (n_views, n_detectors), in (0, 1].
+    """Share of each fan-beam ray in its line, (n_views, n_detectors), in [0, 1].
 
     The ray at view ``t`` and fan angle ``gamma`` is measured again, backwards, at ``t + pi - 2 gamma``. The two
-    shares add up to 1: one half each in a full turn; in a shorter arc ``c / (c + c')`` with a smooth ``c`` that
-    fades towards the ends of the arc, and 1 where the line is measured once.
+    shares add up to 1: one half each in a full turn; Parker's in an arc of at least 180 degrees plus the fan angle;
+    in a shorter one ``c / (c + c')`` with a smooth ``c`` that fades towards the ends of the arc, and 1 where the line
+    is measured once.
     """
     order, gaps, missing = _gaps(angles, 2 * math.pi)
     if not missing.any():
         return np.full((len(angles), len(gamma)), 0.5)
     gap = int(np.argmax(missing))
     start, length = angles[order[(gap + 1) % len(angles)]], 2 * math.pi - gaps[gap]
+    s = (angles - start + 1e-9) % (2 * math.pi)
+    if length >= math.pi + 2 * np.abs(gamma).max() - 1e-9:
+        return parker_weights(np.clip(s, 0, length), gamma, length)
 
-    def c(t: np.ndarray) -> np.ndarray:
-        s = (t - start + 1e-9) % (2 * math.pi)
+    def c(s: np.ndarray) -> np.ndarray:
         depth = np.clip(np.minimum(s, length - s) / TAPER, 0, 1)
         return np.where(s <= length + 2e-9, 1e-6 + np.sin(math.pi / 2 * depth) ** 2, 0.0)
 
-    own = c(angles)[:, None]
-    return own / (own + c(angles[:, None] + math.pi - 2 * gamma))
+    own = c(s)[:, None]
+    return own / (own + c((s[:, None] + math.pi - 2 * gamma) % (2 * math.pi)))
+
+
+def parker_weights(s: np.ndarray, gamma: np.ndarray, arc: float) -> np.ndarray:
+    """Parker's share of the ray at ``s`` (n_views,) after the start of an arc and fan angle ``gamma`` (n_detectors,).
+
+    Source: Parker 1982, eq. 12, with the overscan angle of Silver 2000, ``(arc - pi) / 2``, for the half fan angle.
+
+    Args:
+        s: in [0, arc], rad.
+        gamma: rad.
+        arc: length of the arc, at least ``pi + 2 max |gamma|`` and less than ``2 pi``.
+    """
+    s, over = s[:, None], (arc - math.pi) / 2
+    first = np.maximum(over + gamma, 0) + 1e-9  # the lines of s < 2 first are measured again later in the arc
+    last = np.maximum(over - gamma, 0) + 1e-9  # those of s > arc - 2 last have been measured before
+    rise, fall = (np.clip((d + 1e-9) / (2 * e), 0, 1) for d, e in ((s, first), (arc - s, last)))
+    return np.sin(math.pi / 2 * rise) ** 2 * np.sin(math.pi / 2 * fall) ** 2
 
 
 def _gaps(angles: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -201,6 +227,14 @@ def _gaps(angles: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray, np
     widest = np.arange(len(gaps)) == np.argmax(gaps)
     usual = steps[(len(steps) - 1) // 2]
     return order, gaps, widest & (gaps > max(MISSING_STEPS * usual, MISSING_GAP))
+
+
+def _with_fbp(geometry: object) -> ParallelBeam | FanBeam | CurvedFanBeam:
+    if not isinstance(geometry, ParallelBeam | FanBeam | CurvedFanBeam):
+        raise TypeError(
+            f"FBP needs a geometry that rotates: ParallelBeam, FanBeam or CurvedFanBeam, got {type(geometry).__name__}."
+        )
+    return geometry
 
 
 def _check_window(window: str) -> None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from invdiff.classical.fbp import FBP, WINDOWS, fbp, redundancy_weights, view_weights
+from invdiff.classical.fbp import FBP, WINDOWS, fbp, parker_weights, redundancy_weights, view_weights
+from invdiff.datasets.htc import read_htc
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
 from invdiff.operators.base import Identity
 from invdiff.operators.ct import CT
-from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
+from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
 
-Beam = ParallelBeam | FanBeam
+Beam = ParallelBeam | FanBeam | CurvedFanBeam
+HTC = Path(__file__).parents[2].parent / "shared" / "data" / "ct_raw" / "htc2022_ta_full.mat"
 DEGREE = math.pi / 180
 MU, CENTRE, RADIUS = 0.02, (9.0, 13.0), 24.0  # 1/mm, mm, mm; inside the image, off the axis
 PARALLEL = ParallelBeam.covering((100, 110), 1.0, 180)
 FAN = FanBeam.covering((100, 110), 1.0, 360, source_origin=260.0, source_detector=430.0)
+CURVED = CurvedFanBeam.covering((100, 110), 1.0, 360, source_origin=160.0, source_detector=270.0)  # a fan of 55 degrees
 
 
 def disc(g: Beam) -> torch.Tensor:
@@ -63,6 +67,13 @@ COMPLETE: dict[str, Beam] = {
     "fan, random angles": replace(FAN, angles=spread(RNG, 1500, 2 * math.pi)),
     "fan, 300 degrees": replace(FAN, angles=degrees(*range(40, 341))),
     "fan, short scan": replace(FAN, angles=degrees(*range(-100, 120))),  # 180 degrees + twice 17
+    "fan, shortest scan": FAN.short_scan(220, start=1.0),
+    "curved fan": CURVED,
+    "curved fan, offset detector": replace(CURVED, detector_offset=5.3, n_detectors=CURVED.n_detectors + 8),
+    "curved fan, shortest scan": CURVED.short_scan(300, start=-2.0),
+    "curved fan, 300 degrees": replace(CURVED, angles=degrees(*range(40, 341))),
+    "oblong pixels": replace(PARALLEL, image_shape=(50, 110), pixel_size=(2.0, 1.0)),
+    "curved fan, oblong pixels": replace(CURVED, image_shape=(100, 55), pixel_size=(1.0, 2.0)),
 }
 
 
@@ -146,6 +157,36 @@ def test_shares_of_a_line_add_up_to_one() -> None:
     np.testing.assert_allclose(redundancy_weights(np.deg2rad(np.arange(360)), gamma), 0.5)
 
 
+@pytest.mark.parametrize("arc", [200, 210, 250, 330])
+def test_parker_shares_add_up_to_one_and_fade_at_both_ends(arc: int) -> None:
+    gamma = np.deg2rad(np.arange(-10, 11))
+    s = np.deg2rad(np.arange(arc + 1))
+    w = parker_weights(s, gamma, s[-1])
+    for view in range(arc + 1):
+        for j in range(21):
+            opposite = view + 180 - 2 * (j - 10)
+            before = view - 180 - 2 * (j - 10)
+            partner = opposite if opposite <= arc else before
+            shares = w[view, j] + (w[partner, 20 - j] if 0 <= partner <= arc else 0)
+            assert shares == pytest.approx(1, abs=1e-6)
+    assert w[0, 1:].max() < 1e-6
+    assert w[-1, :-1].max() < 1e-6
+    assert np.abs(np.diff(w, axis=0)).max() < (0.25 if arc > 200 else 1.0)  # of the shortest arc one corner is sharp
+
+
+@pytest.mark.skipif(not HTC.is_file(), reason=f"the HTC 2022 files are not in {HTC.parent}")
+def test_real_short_scan_agrees_with_the_full_turn() -> None:
+    """The measured disc of the Helsinki challenge; its fan is 11.6 degrees wide."""
+    full, short = (
+        read_htc(HTC, image_shape=(96, 96), angles=arc, views=n) for arc, n in ((None, 360), ((30, 222), 193))
+    )
+    xs, ys = full.A.geometry.pixel_centres()
+    seen = np.hypot(xs, ys[:, None]) < 37
+    a, b = (fbp(m.y, m.A.geometry, window="hann")[0].numpy()[seen] for m in (full, short))
+    assert np.corrcoef(a, b)[0, 1] > 0.99
+    assert b.mean() == pytest.approx(a.mean(), rel=0.01)
+
+
 def test_called_like_an_algorithm() -> None:
     g = ParallelBeam.covering((32, 32), 2.0, 40)
     A = CT(g)
@@ -165,6 +206,9 @@ def test_refuses() -> None:
     m = Measurement(torch.zeros(1, 4, 4), Identity((1, 4, 4)), GaussianNoise(1.0))
     with pytest.raises(TypeError, match="needs a CT operator"):
         FBP()(None, m)
+    g = ParallelBeam.covering((4, 4), 1.0, 3)
+    with pytest.raises(TypeError, match="a geometry that rotates.*got VectorBeam"):
+        FBP()(None, Measurement(torch.zeros(1, 3, 6), CT(VectorBeam.of(g)), GaussianNoise(1.0)))
     with pytest.raises(ValueError, match="window must be one of ram-lak"):
         FBP(window="box")
     with pytest.raises(ValueError, match="n_views, n_detectors"):

@@ -12,6 +12,7 @@ from invdiff.operators import (
     OPERATORS,
     Blur,
     Crop,
+    CurvedFanBeam,
     FanBeam,
     Identity,
     Inpainting,
@@ -21,6 +22,7 @@ from invdiff.operators import (
     Pad,
     ParallelBeam,
     RealAsComplex,
+    VectorBeam,
     ViewAsComplex,
     birdcage_maps,
     dot,
@@ -35,6 +37,10 @@ PARALLEL = ParallelBeam(image_shape=(11, 14), pixel_size=1.3, angles=ANGLES, n_d
 FAN = FanBeam(
     image_shape=(11, 14), pixel_size=1.3, angles=ANGLES, n_detectors=23, detector_spacing=1.5, source_origin=60.0,
     source_detector=90.0, detector_offset=0.4,
+)  # fmt: skip
+CURVED = CurvedFanBeam(
+    image_shape=(11, 14), pixel_size=(1.3, 0.9), angles=ANGLES, n_detectors=23, detector_spacing=1.5,
+    source_origin=60.0, source_detector=90.0,
 )  # fmt: skip
 MRI = MultiCoilMRI(birdcage_maps(3, (12, 9)), equispaced_mask(9, acceleration=3, center_fraction=0.2))
 BLUR = Blur(gaussian_psf(1.2, 5), (2, 12, 9))
@@ -54,6 +60,8 @@ CASES: dict[str, LinearOperator] = {
     "MRI of a two-channel image": MRI @ ViewAsComplex((1, 12, 9)),
     "CT parallel": CT(PARALLEL),
     "CT fan, supersampled": CT(FAN, supersampling=2),
+    "CT curved fan, oblong pixels": CT(CURVED),
+    "CT vectors": CT(VectorBeam.of(FAN)),
     "gram": BLUR.gram,
     "adjoint": MRI.H,
     "sum": BLUR + 2.0 * Identity((2, 12, 9)),
