@@ -1,4 +1,4 @@
-"""Multi-coil Cartesian MRI: ``y = M F S x``."""
+"""Multi-coil Cartesian MRI in two and three dimensions: ``y = M F S x``."""
 
 from __future__ import annotations
 
@@ -23,40 +23,44 @@ def ifft2c(k: Tensor) -> Tensor:
 class MultiCoilMRI(LinearOperator):
     """Coil sensitivities, centred orthonormal FFT, sampling mask.
 
-    Complex images (1, y, x) to k-space (coil, y, x), zero where not sampled. For a real (magnitude) prior with
-    the image phase absorbed in the maps, use ``MultiCoilMRI(maps, mask) @ RealAsComplex((1, y, x))``; for a
+    Complex images (1, [z,] y, x) to k-space (coil, [z,] y, x), zero where not sampled. For a real (magnitude) prior
+    with the image phase absorbed in the maps, use ``MultiCoilMRI(maps, mask) @ RealAsComplex((1, y, x))``; for a
     two-channel prior, ``@ ViewAsComplex((1, y, x))``. The norm is at most 1 when ``sum |maps|^2 <= 1``.
 
     Args:
-        maps: coil sensitivities, (coil, y, x), complex64.
-        mask: sampled positions, bool, (y, x) or broadcastable to it (``(x,)``: whole columns).
+        maps: coil sensitivities, (coil, y, x) or, for a volume, (coil, z, y, x), complex64.
+        mask: sampled positions, bool, ([z,] y, x) or broadcastable to it (``(x,)``: whole columns).
     """
 
     def __init__(self, maps: Tensor, mask: Tensor) -> None:
-        if maps.ndim != 3 or not maps.is_complex():
-            raise TypeError(f"maps must be complex, (coil, y, x), got {maps.dtype} of shape {tuple(maps.shape)}.")
+        if maps.ndim not in (3, 4) or not maps.is_complex():
+            raise TypeError(f"maps must be complex, (coil, [z,] y, x), got {maps.dtype} of shape {tuple(maps.shape)}.")
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be a bool tensor, got {mask.dtype}.")
-        ny, nx = maps.shape[-2:]
+        shape = maps.shape[1:]
         try:
-            sampled = mask.expand(ny, nx)
+            sampled = mask.expand(shape)
         except RuntimeError:
-            raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to the images' ({ny}, {nx}).") from None
-        super().__init__((1, ny, nx), maps.shape, in_complex=True, out_complex=True, device=maps.device)
+            raise ValueError(f"mask {tuple(mask.shape)} does not broadcast to the images' {tuple(shape)}.") from None
+        super().__init__((1, *shape), maps.shape, in_complex=True, out_complex=True, device=maps.device)
         self.maps, self.mask = maps.to(torch.complex64), mask
         self.observed = sampled[None]
         # centred FFT = phase * FFT(phase * x): (k - c)(n - c) = kn - ck - cn + c^2, for any size
-        phase = _centre_phase(ny)[:, None] * _centre_phase(nx)
-        constant = _centre_phase(ny)[ny // 2].conj() * _centre_phase(nx)[nx // 2].conj()
-        self._in = (self.maps * phase).to(torch.complex64)
-        self._out = (sampled * phase * constant).to(torch.complex64)
+        phase = torch.ones((), dtype=torch.complex128)
+        constant = torch.ones((), dtype=torch.complex128)
+        for n in shape:
+            along = _centre_phase(n)
+            phase, constant = phase[..., None] * along, constant * along[n // 2].conj()
+        self._in = (self.maps * phase.to(maps.device)).to(torch.complex64)
+        self._out = (sampled * (phase * constant).to(maps.device)).to(torch.complex64)
+        self._dims = tuple(range(-len(shape), 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._out * torch.fft.fft2(self._in * x, norm="ortho")
+        return self._out * torch.fft.fftn(self._in * x, dim=self._dims, norm="ortho")
 
     def adjoint(self, y: Tensor) -> Tensor:
-        coils = torch.fft.ifft2(self._out.conj() * y, norm="ortho")
-        return (self._in.conj() * coils).sum(-3, keepdim=True)
+        coils = torch.fft.ifftn(self._out.conj() * y, dim=self._dims, norm="ortho")
+        return (self._in.conj() * coils).sum(1, keepdim=True)
 
 
 def _centre_phase(n: int) -> Tensor:

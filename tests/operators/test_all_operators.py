@@ -57,6 +57,10 @@ CASES: dict[str, LinearOperator] = {
     "RealAsComplex": RealAsComplex((1, 4, 5)),
     "ViewAsComplex": ViewAsComplex((1, 4, 5)),
     "MultiCoilMRI": MRI,
+    "MultiCoilMRI of a volume": MultiCoilMRI(
+        birdcage_maps(2, (6, 5))[:, None] * torch.linspace(0.5, 1, 4)[:, None, None],
+        equispaced_mask(5, acceleration=2, center_fraction=0.2),
+    ),
     "MRI of a two-channel image": MRI @ ViewAsComplex((1, 12, 9)),
     "CT parallel": CT(PARALLEL),
     "CT fan, supersampled": CT(FAN, supersampling=2),

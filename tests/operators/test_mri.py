@@ -1,0 +1,138 @@
+"""Multi-coil MRI in 2-D and 3-D against the FFT, noise whitening, coil compression and ESPIRiT."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff.operators import (
+    MultiCoilMRI,
+    birdcage_maps,
+    coil_compression,
+    espirit_maps,
+    fft2c,
+    ifft2c,
+    noise_covariance,
+    poisson_disc_mask,
+    prewhiten,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Complex, each component of variance 1."""
+    x = torch.randn(*shape, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.view_as_complex(x)
+
+
+def disc(n: int, radius: float) -> Tensor:
+    y, x = torch.meshgrid(*[(torch.arange(n) - n / 2) / (n / 2)] * 2, indexing="ij")
+    return (torch.hypot(y, x) < radius) & (torch.hypot(y - 0.2, x + 0.1) > 0.15)
+
+
+def test_a_volume_is_the_product_of_a_slicewise_and_an_axial_fft() -> None:
+    maps = normal(3, 5, 6, 7)
+    mask = torch.rand(6, 7, generator=torch.Generator().manual_seed(1)) < 0.5
+    A = MultiCoilMRI(maps, mask)
+    assert (A.in_shape, A.out_shape) == ((1, 5, 6, 7), (3, 5, 6, 7))
+    x = normal(1, 5, 6, 7, seed=2)
+    z = torch.arange(5) - 2
+    axial = torch.exp(-2j * math.pi / 5 * (z[:, None] * z)) / 5**0.5
+    expected = mask * torch.einsum("kz,czyx->ckyx", axial.to(torch.complex64), fft2c(maps * x))
+    torch.testing.assert_close(A(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_and_masks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(TypeError, match="maps must be complex"):
+        MultiCoilMRI(torch.ones(2, 4, 4), torch.ones(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="does not broadcast"):
+        MultiCoilMRI(normal(2, 3, 4, 4), torch.ones(3, 4, dtype=torch.bool))
+
+
+def test_prewhitened_noise_has_unit_variance_and_no_correlation() -> None:
+    mixing = normal(4, 4, seed=3) * torch.tensor([1.0, 5.0, 0.1, 2.0])[:, None]
+    n = mixing @ normal(4, 20000, seed=4)
+    white = prewhiten(n, noise_covariance(n))
+    torch.testing.assert_close(noise_covariance(white), 2 * torch.eye(4, dtype=torch.complex64), rtol=0, atol=1e-3)
+    # with the true covariance (2 M M^H: two components), the noise that was mixed is recovered up to a unitary
+    again = prewhiten(n, 2 * mixing @ mixing.mH)
+    torch.testing.assert_close(again.real.std(1), torch.ones(4), rtol=0.03, atol=0)
+    torch.testing.assert_close(again.imag.std(1), torch.ones(4), rtol=0.03, atol=0)
+    with pytest.raises(ValueError, match="at least 16 samples"):
+        noise_covariance(n[:, :15])
+    with pytest.raises(ValueError, match="not Hermitian positive definite"):
+        prewhiten(n, torch.zeros(4, 4, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"shape \(4, 4\)"):
+        prewhiten(n, torch.eye(3, dtype=torch.complex64))
+
+
+def test_coil_compression_keeps_all_data_of_low_rank_and_is_optimal() -> None:
+    sources = normal(3, 8, 9, seed=5)
+    kspace = torch.einsum("cs,syx->cyx", normal(10, 3, seed=6), sources)
+    virtual, matrix = coil_compression(kspace, 3)
+    torch.testing.assert_close(matrix @ matrix.mH, torch.eye(3, dtype=torch.complex64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.einsum("vc,vyx->cyx", matrix.conj(), virtual), kspace, rtol=1e-3, atol=1e-3)
+    noisy = kspace + 0.5 * normal(10, 8, 9, seed=7)
+    s = torch.linalg.svdvals(noisy.flatten(1))
+    for n in (1, 4):
+        kept = coil_compression(noisy, n)[0].abs().square().sum()
+        torch.testing.assert_close(kept, s[:n].square().sum(), rtol=1e-4, atol=0)  # Eckart-Young
+    with pytest.raises(ValueError, match="between 1 and the 10 coils"):
+        coil_compression(kspace, 11)
+
+
+def object_in_coils(n: int = 64, n_coils: int = 6, sigma: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """k-space (coil, y, x) of a textured disc with birdcage coils and a smooth phase, its maps, and where it is."""
+    inside = disc(n, 0.75)
+    texture = 1 + 0.5 * torch.rand(n, n, generator=torch.Generator().manual_seed(8))
+    phase = torch.exp(2j * torch.linspace(-1, 1, n)[:, None] * torch.linspace(0, 1, n))
+    maps = birdcage_maps(n_coils, (n, n))
+    return fft2c(maps * inside * texture * phase) + sigma * normal(n_coils, n, n, seed=9), maps, inside
+
+
+def likeness(maps: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """|<m, s>| over the coils, 1 for equal maps up to a phase, at the pixels ``where``."""
+    return (maps.conj() * truth).sum(0).abs()[where]
+
+
+def test_espirit_finds_the_known_maps_inside_the_object() -> None:
+    kspace, truth, inside = object_in_coils(sigma=1e-3)
+    maps = espirit_maps(kspace, 24)
+    found = likeness(maps, truth, inside)
+    assert float(found.median()) > 0.9995
+    assert float(found.quantile(0.02)) > 0.99
+    norm = maps.abs().square().sum(0)
+    assert bool(((norm - 1).abs() < 1e-4).logical_or(norm == 0).all())
+    assert float(norm[~disc(64, 0.95)].mean()) < 0.2  # cropped in the air
+    # as a model of the data: coil images are the maps times one image
+    coils = ifft2c(kspace)
+    projected = maps * (maps.conj() * coils).sum(0)
+    assert float((projected - coils)[:, inside].norm() / coils[:, inside].norm()) < 0.02
+
+
+def test_espirit_needs_only_the_centre_and_does_not_depend_on_blocks() -> None:
+    kspace, _, _ = object_in_coils()
+    whole = espirit_maps(kspace, 20)
+    mask = poisson_disc_mask((64, 64), acceleration=4.0, calibration=(20, 20), seed=0)
+    torch.testing.assert_close(espirit_maps(kspace * mask, 20, max_bytes=1), whole, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="central samples are missing"):
+        espirit_maps(kspace * mask, 40)
+    with pytest.raises(ValueError, match="smaller than the kernel"):
+        espirit_maps(kspace, 4)
+    with pytest.raises(ValueError, match="must be complex"):
+        espirit_maps(kspace.real)
+
+
+@pytest.mark.slow
+def test_espirit_agrees_with_sigpy() -> None:
+    """sigpy is no dependency and in no extra: the test runs where it happens to be installed."""
+    pytest.importorskip("sigpy")
+    import numpy as np
+    import sigpy.mri.app
+
+    kspace, _, inside = object_in_coils(sigma=3e-3)
+    theirs = sigpy.mri.app.EspiritCalib(kspace.numpy(), calib_width=24, crop=0, show_pbar=False).run()
+    found = likeness(espirit_maps(kspace, 24, crop=0.0), torch.from_numpy(np.asarray(theirs)), inside)
+    assert float(found.median()) > 0.999
