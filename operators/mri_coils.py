@@ -137,12 +137,13 @@ def espirit_maps(
             f"Lower calibration_width, or give the maps."
         )
 
-    # projection onto the patches' subspace: the calibration matrix (patch, coil ky kx) has the rows v_i^T of Vh
+    # projection onto the patches' subspace: the rows of the matrix (patch, coil ky kx) span it
     patches = center.unfold(1, kernel, 1).unfold(2, kernel, 1)  # (coil, y, x, ky, kx)
     matrix = patches.permute(1, 2, 0, 3, 4).reshape(-1, n_coils * kernel**2)
-    _, s, Vh = torch.linalg.svd(matrix / matrix.abs().max(), full_matrices=False)
-    Vh = Vh[s > threshold * s[0]]
-    P = (Vh.mT @ Vh.conj()).reshape(n_coils, kernel, kernel, n_coils, kernel, kernel)
+    matrix = matrix / matrix.abs().max()
+    squares, V = torch.linalg.eigh(matrix.mH @ matrix)  # of the singular values, and right singular vectors
+    V = V[:, squares > threshold**2 * squares[-1]]
+    P = (V.conj() @ V.mT).reshape(n_coils, kernel, kernel, n_coils, kernel, kernel)
     # h_cd(l) = sum over p - p' = l of P[c p, d p']
     h = P.new_zeros(n_coils, n_coils, 2 * kernel - 1, 2 * kernel - 1)
     for py in range(kernel):
