@@ -5,6 +5,7 @@ if __name__ != "invdiff.operators":
 
 from invdiff.operators.base import (
     Affine,
+    Composition,
     Identity,
     LinearComposition,
     LinearOperator,
@@ -15,11 +16,20 @@ from invdiff.operators.base import (
     ViewAsComplex,
     dot,
 )
-from invdiff.operators.blur import Blur, Crop, Pad, gaussian_psf, reflect_blur
+from invdiff.operators.blur import (
+    Blur,
+    Crop,
+    Pad,
+    SpaceVaryingBlur,
+    gaussian_psf,
+    interpolation_weights,
+    motion_psf,
+    reflect_blur,
+)
 from invdiff.operators.ct import CT
 from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
 from invdiff.operators.dense import Matrix
-from invdiff.operators.inpainting import Inpainting, random_pixels
+from invdiff.operators.inpainting import Inpainting, box_mask, brush_mask, random_pixels
 from invdiff.operators.mri import MultiCoilMRI, fft2c, ifft2c
 from invdiff.operators.mri_coils import birdcage_maps, coil_compression, espirit_maps, noise_covariance, prewhiten
 from invdiff.operators.mri_masks import (
@@ -31,22 +41,31 @@ from invdiff.operators.mri_masks import (
     random_mask,
 )
 from invdiff.operators.mri_trajectories import golden_angle_trajectory, radial_trajectory, spiral_trajectory
+from invdiff.operators.mri_coils import birdcage_maps
+from invdiff.operators.mri_masks import equispaced_mask, random_mask
+from invdiff.operators.nonlinear import Clip, Quantize
+from invdiff.operators.phase import Fourier, Modulus, coded_phase_retrieval, octanary_masks, phase_retrieval
+from invdiff.operators.superresolution import BicubicDownsample, BlockDownsample, BlurDownsample
 from invdiff.operators.svd import SVD
 
 OPERATORS: dict[str, type[Operator]] = {
     cls.__name__: cls
     for cls in (
-        Affine, Blur, Crop, CT, Identity, Inpainting, LinearComposition, LinearSum, Matrix, MultiCoilMRI, Pad,
-        RealAsComplex, Scaled, ViewAsComplex,
+        Affine, BicubicDownsample, BlockDownsample, Blur, BlurDownsample, Clip, Composition, Crop, CT, Fourier,
+        Identity, Inpainting, LinearComposition, LinearSum, Matrix, Modulus, MultiCoilMRI, Pad, Quantize,
+        RealAsComplex, Scaled, SpaceVaryingBlur, ViewAsComplex,
     )
 }  # fmt: skip
 PARAMETERS: dict[str, type] = {cls.__name__: cls for cls in (CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam)}
 
 __all__ = [
-    "CT", "OPERATORS", "PARAMETERS", "SVD", "Affine", "Blur", "Crop", "CurvedFanBeam", "FanBeam", "Identity",
-    "Inpainting", "LinearComposition", "LinearOperator", "LinearSum", "Matrix", "MultiCoilMRI", "Operator", "Pad",
-    "ParallelBeam", "RealAsComplex", "Scaled", "VectorBeam", "ViewAsComplex", "birdcage_maps", "coil_compression",
-    "dot", "equispaced_fraction_mask", "equispaced_mask", "espirit_maps", "fft2c", "gaussian_mask", "gaussian_psf",
-    "golden_angle_trajectory", "ifft2c", "magic_mask", "noise_covariance", "poisson_disc_mask", "prewhiten",
-    "radial_trajectory", "random_mask", "random_pixels", "reflect_blur", "spiral_trajectory",
+    "CT", "OPERATORS", "PARAMETERS", "SVD", "Affine", "BicubicDownsample", "BlockDownsample", "Blur", "BlurDownsample",
+    "Clip", "Composition", "Crop", "CurvedFanBeam", "FanBeam", "Fourier", "Identity", "Inpainting", "LinearComposition",
+    "LinearOperator", "LinearSum", "Matrix", "Modulus", "MultiCoilMRI", "Operator", "Pad", "ParallelBeam", "Quantize",
+    "RealAsComplex", "Scaled", "SpaceVaryingBlur", "VectorBeam", "ViewAsComplex", "birdcage_maps", "box_mask",
+    "brush_mask", "coded_phase_retrieval", "coil_compression", "dot", "equispaced_fraction_mask", "equispaced_mask",
+    "espirit_maps", "fft2c", "gaussian_mask", "gaussian_psf", "golden_angle_trajectory", "ifft2c",
+    "interpolation_weights", "magic_mask", "motion_psf", "noise_covariance", "octanary_masks", "phase_retrieval",
+    "poisson_disc_mask", "prewhiten", "radial_trajectory", "random_mask", "random_pixels", "reflect_blur",
+    "spiral_trajectory",
 ]  # fmt: skip

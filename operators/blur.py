@@ -1,6 +1,8 @@
-"""Convolution with a point spread function."""
+"""Convolution with a point spread function (PSF), the same everywhere or changing over the image."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +28,7 @@ class Blur(LinearOperator):
             raise ValueError(f"The PSF {tuple(psf.shape)} is larger than the image {tuple(shape[-2:])}.")
         super().__init__(shape, shape)
         self.psf, self.shape = psf.to(torch.float32), tuple(shape)
-        padded = F.pad(self.psf.double(), (0, shape[-1] - kx, 0, shape[-2] - ky)).roll((-(ky // 2), -(kx // 2)), (0, 1))
-        self._transfer = torch.fft.rfft2(padded).to(torch.complex64)
+        self._transfer = _transfer(self.psf, shape)
 
     def _filter(self, x: Tensor, factor: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * factor, s=self.shape[-2:])
@@ -61,6 +62,39 @@ class Blur(LinearOperator):
             lambda c: torch.fft.irfft2(c, s=self.shape[-2:], norm="ortho"),
             lambda y: phase * torch.fft.rfft2(y, norm="ortho"),
         )
+
+
+class SpaceVaryingBlur(LinearOperator):
+    """A blur that changes over the image: ``y = sum_k psf_k * (weight_k x)``, circular, by FFT.
+
+    A point of the object at r is seen through ``sum_k weight_k(r) psf_k``, an interpolation of the PSFs in between
+    where they are known (J. G. Nagy and D. P. O'Leary, SIAM J. Sci. Comput. 19, 1063-1082, 1998). With PSFs of sum
+    1 and weights of sum 1 the total intensity is kept.
+
+    Args:
+        psfs: (n, y, x), each centred at ``(y // 2, x // 2)``, no larger than the image.
+        weights: (n, ny, nx), how much of each PSF applies where; see :func:`interpolation_weights`.
+        shape: image shape, (channel, ny, nx).
+    """
+
+    def __init__(self, psfs: Tensor, weights: Tensor, shape: tuple[int, int, int]) -> None:
+        if psfs.ndim != 3 or psfs.shape[-2] > shape[-2] or psfs.shape[-1] > shape[-1]:
+            raise ValueError(
+                f"psfs must be (n, y, x), no larger than the image {tuple(shape[-2:])}; got {tuple(psfs.shape)}."
+            )
+        if tuple(weights.shape) != (len(psfs), *shape[-2:]):
+            raise ValueError(f"weights must be {(len(psfs), *shape[-2:])}, got {tuple(weights.shape)}.")
+        super().__init__(shape, shape)
+        self.psfs, self.weights, self.shape = psfs.to(torch.float32), weights.to(torch.float32), tuple(shape)
+        self._transfers = _transfer(self.psfs, shape)[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.fft.rfft2(self.weights[:, None] * x[:, None])
+        return torch.fft.irfft2((self._transfers * parts).sum(1), s=self.shape[-2:])
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        parts = torch.fft.irfft2(self._transfers.conj() * torch.fft.rfft2(y)[:, None], s=self.shape[-2:])
+        return (self.weights[:, None] * parts).sum(1)
 
 
 class Pad(LinearOperator):
@@ -109,10 +143,82 @@ def reflect_blur(psf: Tensor, shape: tuple[int, int, int]) -> LinearOperator:
     return A
 
 
-def gaussian_psf(sigma: float, size: int) -> Tensor:
-    """A Gaussian PSF, (size, size), ``sigma`` in pixels, sum 1."""
-    if sigma <= 0 or size < 1:
+def gaussian_psf(sigma: float | tuple[float, float], size: int, *, angle: float = 0.0) -> Tensor:
+    """A Gaussian PSF, (size, size), sum 1.
+
+    Args:
+        sigma: standard deviation in pixels; for an anisotropic PSF the pair (along, across).
+        angle: rad, from the x axis towards the y axis, of the direction "along".
+    """
+    along, across = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    if not (along > 0 and across > 0 and size >= 1):
         raise ValueError(f"Need sigma > 0 and size >= 1, got {sigma=}, {size=}.")
     t = torch.arange(size, dtype=torch.float64) - size // 2
-    g = torch.exp(-(t**2) / (2 * sigma**2))
-    return torch.outer(g, g) / g.sum() ** 2
+    u = t * math.cos(angle) + t[:, None] * math.sin(angle)
+    v = t[:, None] * math.cos(angle) - t * math.sin(angle)
+    g = torch.exp(-((u / along) ** 2 + (v / across) ** 2) / 2)
+    return g / g.sum()
+
+
+def motion_psf(size: int, *, seed: int, smoothness: float = 0.3) -> Tensor:
+    """The PSF of a camera that shakes during the exposure, (size, size), sum 1.
+
+    Both coordinates of the path are Gaussian processes over the exposure time, as in C. J. Schuler, M. Hirsch,
+    S. Harmeling and B. Schoelkopf, "Learning to deblur", IEEE TPAMI 38 (2016), here with the Matern-5/2
+    covariance. The path is scaled so that its farthest point touches the border of the kernel, and shifted so that
+    the centroid of the PSF is its centre: it blurs without moving the image.
+
+    Args:
+        size: pixels, at least 3; it alone sets how strong the blur is.
+        seed: draws the path.
+        smoothness: correlation time as a fraction of the exposure; large is straight, small is shaky.
+    """
+    if size < 3 or not smoothness > 0:
+        raise ValueError(f"Need size >= 3 and smoothness > 0, got {size=}, {smoothness=}.")
+    t = torch.linspace(0, 1, 200, dtype=torch.float64)
+    d = math.sqrt(5) * (t - t[:, None]).abs() / smoothness
+    covariance = (1 + d + d**2 / 3) * torch.exp(-d) + 1e-9 * torch.eye(len(t), dtype=torch.float64)
+    draws = torch.randn(len(t), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    path = (torch.linalg.cholesky(covariance) @ draws).T[None]
+    path = F.interpolate(path, size=len(t) * max(8, size // 4), mode="linear", align_corners=True)[0]
+    path = path - path.mean(1, keepdim=True)
+    position = path * ((size - 1) // 2 / path.abs().max()) + size // 2
+    # each instant deposits its light on the four pixels around it, which keeps the centroid
+    corner = position.floor().clamp(max=size - 2)
+    fy, fx = position - corner
+    index = (corner[0] * size + corner[1]).long()
+    psf = torch.zeros(size * size, dtype=torch.float64)
+    for step, share in ((0, (1 - fy) * (1 - fx)), (1, (1 - fy) * fx), (size, fy * (1 - fx)), (size + 1, fy * fx)):
+        psf.index_add_(0, index + step, share)
+    return psf.reshape(size, size) / psf.sum()
+
+
+def interpolation_weights(grid: tuple[int, int], image_shape: tuple[int, int]) -> Tensor:
+    """Smooth weights that sum to 1 everywhere, for PSFs known at the centres of a grid of equal patches.
+
+    Args:
+        grid: PSFs along y and x.
+        image_shape: (ny, nx).
+
+    Returns:
+        (grid[0] * grid[1], ny, nx), row by row: 1 at the centre of the own patch, raised cosines to 0 at the
+        neighbouring centres, constant beyond the outermost centres.
+    """
+    if min(grid) < 1 or grid[0] > image_shape[0] or grid[1] > image_shape[1]:
+        raise ValueError(f"grid must lie between 1 and the image's {tuple(image_shape)}, got {tuple(grid)}.")
+    wy, wx = (_raised_cosines(k, n) for k, n in zip(grid, image_shape, strict=True))
+    return (wy[:, None, :, None] * wx[None, :, None, :]).flatten(0, 1)
+
+
+def _raised_cosines(k: int, n: int) -> Tensor:
+    """(k, n): a partition of unity around the centres of k equal patches of n pixels."""
+    position = ((torch.arange(n, dtype=torch.float64) + 0.5) * k / n - 0.5).clamp(0, k - 1)
+    distance = (position - torch.arange(k, dtype=torch.float64)[:, None]).abs().clamp(max=1)
+    return torch.cos(math.pi / 2 * distance) ** 2
+
+
+def _transfer(psf: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Half spectrum of PSFs (..., y, x) centred at the origin of an image; complex64."""
+    ky, kx = psf.shape[-2:]
+    padded = F.pad(psf.double(), (0, shape[-1] - kx, 0, shape[-2] - ky)).roll((-(ky // 2), -(kx // 2)), (-2, -1))
+    return torch.fft.rfft2(padded).to(torch.complex64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,3 +56,54 @@ def random_pixels(shape: tuple[int, ...], fraction: float, *, seed: int) -> Tens
     mask = torch.zeros(n, dtype=torch.bool)
     mask[order[: int(fraction * n)]] = True
     return mask.reshape(shape[-2:]).expand(shape).clone()
+
+
+def box_mask(shape: tuple[int, ...], size: tuple[int, int], *, seed: int, margin: int = 0) -> Tensor:
+    """Mask (\\*shape) that hides one box of ``size`` (y, x) pixels, at least ``margin`` pixels off the border.
+
+    Where the box lies is drawn from ``seed``, uniformly, and is the same in all channels.
+    """
+    room = [n - 2 * margin - k for n, k in zip(shape[-2:], size, strict=True)]
+    if min(room) < 0 or min(size) < 1 or margin < 0:
+        raise ValueError(f"A box of {tuple(size)} with a margin of {margin} does not fit in {tuple(shape[-2:])}.")
+    generator = torch.Generator().manual_seed(seed)
+    top, left = (margin + int(torch.randint(r + 1, (), generator=generator)) for r in room)
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[..., top : top + size[0], left : left + size[1]] = False
+    return mask
+
+
+def brush_mask(shape: tuple[int, ...], fraction: float, *, seed: int, width: float | None = None) -> Tensor:
+    """Mask (\\*shape) with free-form brush strokes over it, until at most ``fraction`` of the pixels are seen.
+
+    Strokes of up to six straight pieces with round ends, of random place, direction, bend, length and width; the
+    idea of J. Yu et al., "Free-form image inpainting with gated convolution", ICCV 2019. The strokes are the same in
+    all channels.
+
+    Args:
+        fraction: largest fraction of pixels seen; the last piece may hide a little more.
+        width: largest width of the brush in pixels (default: an eighth of the image's shorter side).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction of seen pixels must lie in (0, 1), got {fraction}.")
+    if width is not None and not width >= 1:
+        raise ValueError(f"width must be at least 1 pixel, got {width}.")
+    ny, nx = shape[-2:]
+    width = max(1.0, min(ny, nx) / 8) if width is None else width
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(float(ny)), torch.arange(float(nx)), indexing="ij")
+    seen = torch.ones(ny, nx, dtype=torch.bool)
+    piece = 0
+    while seen.float().mean() > fraction:
+        top, left, direction, bend, length, thickness = torch.rand(6, generator=generator).tolist()
+        if piece % 6 == 0:
+            py, px, heading = top * (ny - 1), left * (nx - 1), 2 * math.pi * direction
+        heading += 2 * bend - 1
+        reach = length * min(ny, nx) / 3
+        dy, dx = reach * math.sin(heading), reach * math.cos(heading)
+        # distance of every pixel to the segment from (py, px) to (py + dy, px + dx)
+        along = (((y - py) * dy + (x - px) * dx) / max(reach**2, 1e-12)).clamp(0, 1)
+        distance = torch.hypot(y - py - along * dy, x - px - along * dx)
+        seen &= distance > width * (1 + thickness) / 4
+        py, px, piece = min(max(py + dy, 0.0), ny - 1.0), min(max(px + dx, 0.0), nx - 1.0), piece + 1
+    return seen.expand(shape).clone()

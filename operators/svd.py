@@ -49,6 +49,12 @@ class SVD:
         """``A^+ y``."""
         return self.image(_divide(self.data_coefficients(y), self.singular_values))
 
+    def prox(self, z: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
+        """``argmin_x 1/2 |x - z|^2 + weight/2 |A x - y|^2``."""
+        s = self.singular_values
+        misfit = self.data_coefficients(y) - s * self.coefficients(z)
+        return z + self.image(weight * s / (1 + weight * s**2) * misfit)
+
     def project(self, x: Tensor) -> Tensor:
         """``A^+ A x``, the part of an image that the data see."""
         return self.image(self.coefficients(x) * (self.singular_values > 0))

@@ -10,10 +10,14 @@ import torch
 from invdiff.operators import (
     CT,
     OPERATORS,
+    BicubicDownsample,
+    BlockDownsample,
     Blur,
+    BlurDownsample,
     Crop,
     CurvedFanBeam,
     FanBeam,
+    Fourier,
     Identity,
     Inpainting,
     LinearOperator,
@@ -23,11 +27,14 @@ from invdiff.operators import (
     ParallelBeam,
     RealAsComplex,
     VectorBeam,
+    SpaceVaryingBlur,
     ViewAsComplex,
     birdcage_maps,
     dot,
     equispaced_mask,
     gaussian_psf,
+    interpolation_weights,
+    motion_psf,
     random_pixels,
     reflect_blur,
 )
@@ -50,6 +57,14 @@ CASES: dict[str, LinearOperator] = {
     "Inpainting": Inpainting(random_pixels((2, 6, 5), 0.4, seed=0)),
     "Blur": BLUR,
     "Blur even size, odd PSF shape": Blur(torch.rand(4, 3, generator=torch.Generator().manual_seed(0)), (1, 8, 8)),
+    "Blur by motion": Blur(motion_psf(5, seed=1), (1, 8, 7)),
+    "SpaceVaryingBlur": SpaceVaryingBlur(
+        torch.stack([motion_psf(5, seed=i) for i in range(6)]), interpolation_weights((2, 3), (8, 9)), (2, 8, 9)
+    ),
+    "BlockDownsample": BlockDownsample((2, 6, 9), 3),
+    "BicubicDownsample": BicubicDownsample((2, 8, 12), 4),
+    "BlurDownsample": BlurDownsample(gaussian_psf((1.5, 0.8), 5, angle=0.4), (2, 12, 9), 3),
+    "Fourier": Fourier((2, 5, 6)),
     "Matrix": Matrix(torch.rand(6, 20, generator=torch.Generator().manual_seed(0)), (1, 5, 4), (2, 3)),
     "Pad": Pad((1, 6, 7), 2),
     "Crop": Crop((1, 9, 8), 2),
@@ -196,4 +211,5 @@ def test_every_serialisable_operator_is_on_the_list() -> None:
         return {type(A).__name__}.union(*(parts(v) for v in inner))
 
     covered = set().union(*(parts(A) for A in CASES.values()))
-    assert set(OPERATORS) - covered == {"Affine"}, "add the operator to CASES"
+    linear = {name for name, cls in OPERATORS.items() if issubclass(cls, LinearOperator)}
+    assert not linear - covered, "add the operator to CASES; a non-linear one to test_nonlinear.py"
