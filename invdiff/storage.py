@@ -144,7 +144,10 @@ def _write(group: h5py.Group, name: str, value: Any) -> None:
         for key, argument in arguments.items():
             _write(child, key, argument)
     else:
-        raise TypeError(f"Cannot save {type(value).__name__} ({name}): it is not in invdiff's table of known classes.")
+        raise TypeError(
+            f"Cannot save {type(value).__name__} ({name}): it is not in invdiff's table of known classes. "
+            "Save y and what the operator is built from, and build it again."
+        )
 
 
 def _read(group: h5py.Group) -> Any:

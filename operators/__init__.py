@@ -30,6 +30,7 @@ from invdiff.operators.ct import CT
 from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
 from invdiff.operators.dense import Matrix
 from invdiff.operators.inpainting import Inpainting, box_mask, brush_mask, random_pixels
+from invdiff.operators.interop import from_deepinv, to_deepinv
 from invdiff.operators.mri import MultiCoilMRI, fft2c, ifft2c
 from invdiff.operators.mri_coils import birdcage_maps, coil_compression, espirit_maps, noise_covariance, prewhiten
 from invdiff.operators.mri_masks import (
@@ -64,8 +65,8 @@ __all__ = [
     "LinearOperator", "LinearSum", "Matrix", "Modulus", "MultiCoilMRI", "Operator", "Pad", "ParallelBeam", "Quantize",
     "RealAsComplex", "Scaled", "SpaceVaryingBlur", "VectorBeam", "ViewAsComplex", "birdcage_maps", "box_mask",
     "brush_mask", "coded_phase_retrieval", "coil_compression", "dot", "equispaced_fraction_mask", "equispaced_mask",
-    "espirit_maps", "fft2c", "gaussian_mask", "gaussian_psf", "golden_angle_trajectory", "ifft2c",
+    "espirit_maps", "fft2c", "from_deepinv", "gaussian_mask", "gaussian_psf", "golden_angle_trajectory", "ifft2c",
     "interpolation_weights", "magic_mask", "motion_psf", "noise_covariance", "octanary_masks", "phase_retrieval",
     "poisson_disc_mask", "prewhiten", "radial_trajectory", "random_mask", "random_pixels", "reflect_blur",
-    "spiral_trajectory",
+    "spiral_trajectory", "to_deepinv",
 ]  # fmt: skip
