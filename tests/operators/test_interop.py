@@ -225,7 +225,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
         from_deepinv(Identity((1, 6, 5)), (1, 6, 5))
     with pytest.raises(TypeError, match="takes an invdiff operator, got Denoising"):
         to_deepinv(P.Denoising())
-    with pytest.raises(ValueError, match="Is it linear"):
+    with pytest.raises(ValueError, match="Is A linear"):
         from_deepinv(P.LinearPhysics(A=lambda x: x**2 + 1, A_adjoint=lambda y: y), (1, 6, 5))
     make, shape = PHYSICS["stacked"]
     with pytest.raises(TypeError, match=r"does not take torch.float64 images of shape \(1, 12, 10\)"):
