@@ -42,8 +42,6 @@ from invdiff.operators.mri_masks import (
     random_mask,
 )
 from invdiff.operators.mri_trajectories import golden_angle_trajectory, radial_trajectory, spiral_trajectory
-from invdiff.operators.mri_coils import birdcage_maps
-from invdiff.operators.mri_masks import equispaced_mask, random_mask
 from invdiff.operators.nonlinear import Clip, Quantize
 from invdiff.operators.phase import Fourier, Modulus, coded_phase_retrieval, octanary_masks, phase_retrieval
 from invdiff.operators.superresolution import BicubicDownsample, BlockDownsample, BlurDownsample
