@@ -46,25 +46,39 @@ from invdiff.operators.nonlinear import Clip, Quantize
 from invdiff.operators.phase import Fourier, Modulus, coded_phase_retrieval, octanary_masks, phase_retrieval
 from invdiff.operators.superresolution import BicubicDownsample, BlockDownsample, BlurDownsample
 from invdiff.operators.svd import SVD
+from invdiff.operators.ultrasound import (
+    PlaneWave,
+    PlaneWaveIQ,
+    PlaneWaveRF,
+    find_plane_wave,
+    gaussian_pulse,
+    pulse_psf,
+    slab_mask,
+)
+from invdiff.operators.ultrasound_geometry import PlaneWaveScan
+from invdiff.operators.ultrasound_image import Envelope, Haze, LogCompression
 
 OPERATORS: dict[str, type[Operator]] = {
     cls.__name__: cls
     for cls in (
-        Affine, BicubicDownsample, BlockDownsample, Blur, BlurDownsample, Clip, Composition, Crop, CT, Fourier,
-        Identity, Inpainting, LinearComposition, LinearSum, Matrix, Modulus, MultiCoilMRI, Pad, Quantize,
-        RealAsComplex, Scaled, SpaceVaryingBlur, ViewAsComplex,
+        Affine, BicubicDownsample, BlockDownsample, Blur, BlurDownsample, Clip, Composition, Crop, CT, Envelope,
+        Fourier, Haze, Identity, Inpainting, LinearComposition, LinearSum, LogCompression, Matrix, Modulus,
+        MultiCoilMRI, Pad, PlaneWaveIQ, PlaneWaveRF, Quantize, RealAsComplex, Scaled, SpaceVaryingBlur, ViewAsComplex,
     )
 }  # fmt: skip
-PARAMETERS: dict[str, type] = {cls.__name__: cls for cls in (CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam)}
+PARAMETERS: dict[str, type] = {
+    cls.__name__: cls for cls in (CurvedFanBeam, FanBeam, ParallelBeam, PlaneWaveScan, VectorBeam)
+}
 
 __all__ = [
     "CT", "OPERATORS", "PARAMETERS", "SVD", "Affine", "BicubicDownsample", "BlockDownsample", "Blur", "BlurDownsample",
-    "Clip", "Composition", "Crop", "CurvedFanBeam", "FanBeam", "Fourier", "Identity", "Inpainting", "LinearComposition",
-    "LinearOperator", "LinearSum", "Matrix", "Modulus", "MultiCoilMRI", "Operator", "Pad", "ParallelBeam", "Quantize",
+    "Clip", "Composition", "Crop", "CurvedFanBeam", "Envelope", "FanBeam", "Fourier", "Haze", "Identity", "Inpainting",
+    "LinearComposition", "LinearOperator", "LinearSum", "LogCompression", "Matrix", "Modulus", "MultiCoilMRI",
+    "Operator", "Pad", "ParallelBeam", "PlaneWave", "PlaneWaveIQ", "PlaneWaveRF", "PlaneWaveScan", "Quantize",
     "RealAsComplex", "Scaled", "SpaceVaryingBlur", "VectorBeam", "ViewAsComplex", "birdcage_maps", "box_mask",
     "brush_mask", "coded_phase_retrieval", "coil_compression", "dot", "equispaced_fraction_mask", "equispaced_mask",
-    "espirit_maps", "fft2c", "from_deepinv", "gaussian_mask", "gaussian_psf", "golden_angle_trajectory", "ifft2c",
-    "interpolation_weights", "magic_mask", "motion_psf", "noise_covariance", "octanary_masks", "phase_retrieval",
-    "poisson_disc_mask", "prewhiten", "radial_trajectory", "random_mask", "random_pixels", "reflect_blur",
-    "spiral_trajectory", "to_deepinv",
+    "espirit_maps", "fft2c", "find_plane_wave", "from_deepinv", "gaussian_mask", "gaussian_psf", "gaussian_pulse",
+    "golden_angle_trajectory", "ifft2c", "interpolation_weights", "magic_mask", "motion_psf", "noise_covariance",
+    "octanary_masks", "phase_retrieval", "poisson_disc_mask", "prewhiten", "pulse_psf", "radial_trajectory",
+    "random_mask", "random_pixels", "reflect_blur", "slab_mask", "spiral_trajectory", "to_deepinv",
 ]  # fmt: skip

@@ -16,16 +16,17 @@ class Inpainting(LinearOperator):
 
     Args:
         mask: bool, (channel, y, x): True where a pixel is measured.
+        in_complex: whether images, and so data, are complex.
     """
 
     has_closed_form_prox = True
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, in_complex: bool = False) -> None:
         if mask.dtype != torch.bool or mask.ndim < 2:
             raise TypeError(
                 f"mask must be a bool tensor (channel, y, x), got {mask.dtype} of shape {tuple(mask.shape)}."
             )
-        super().__init__(mask.shape, mask.shape)
+        super().__init__(mask.shape, mask.shape, in_complex=in_complex, out_complex=in_complex)
         self.mask = self.observed = mask
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,6 +45,8 @@ class Inpainting(LinearOperator):
 
     def svd(self) -> SVD:
         """Pixels are the singular vectors; s is 1 where seen, else 0."""
+        if self.in_complex:
+            return super().svd()
         return SVD(self.mask.to(self.dtype), lambda x: x, lambda c: c, lambda y: y * self.mask)
 
 

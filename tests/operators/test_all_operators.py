@@ -18,6 +18,7 @@ from invdiff.operators import (
     CurvedFanBeam,
     FanBeam,
     Fourier,
+    Haze,
     Identity,
     Inpainting,
     LinearOperator,
@@ -25,6 +26,9 @@ from invdiff.operators import (
     MultiCoilMRI,
     Pad,
     ParallelBeam,
+    PlaneWaveIQ,
+    PlaneWaveRF,
+    PlaneWaveScan,
     RealAsComplex,
     SpaceVaryingBlur,
     VectorBeam,
@@ -33,10 +37,12 @@ from invdiff.operators import (
     dot,
     equispaced_mask,
     gaussian_psf,
+    gaussian_pulse,
     interpolation_weights,
     motion_psf,
     random_pixels,
     reflect_blur,
+    slab_mask,
 )
 
 ANGLES = tuple(math.pi * i / 7 for i in range(7))
@@ -51,6 +57,11 @@ CURVED = CurvedFanBeam(
 )  # fmt: skip
 MRI = MultiCoilMRI(birdcage_maps(3, (12, 9)), equispaced_mask(9, acceleration=3, center_fraction=0.2))
 BLUR = Blur(gaussian_psf(1.2, 5), (2, 12, 9))
+SCAN = PlaneWaveScan(
+    image_shape=(6, 5), pixel_size=(0.4, 0.3), origin=(1.0, -0.6), element_positions=(-0.9, -0.2, 0.3, 0.8),
+    angles=(-0.2, 0.3), start_times=(1e-6, 1.2e-6), n_samples=23, sampling_frequency=8e6, centre_frequency=5e6,
+)  # fmt: skip
+IQ = PlaneWaveIQ(SCAN, f_number=1.0, pulse=gaussian_pulse(0.0, 5e6, 8e6))
 
 CASES: dict[str, LinearOperator] = {
     "Identity": Identity((1, 5, 4)),
@@ -81,6 +92,17 @@ CASES: dict[str, LinearOperator] = {
     "CT fan, supersampled": CT(FAN, supersampling=2),
     "CT curved fan, oblong pixels": CT(CURVED),
     "CT vectors": CT(VectorBeam.of(FAN)),
+    "plane wave, RF": PlaneWaveRF(SCAN, f_number=0.5, aperture="hann", pulse=gaussian_pulse(3e6, 4e6, 8e6)),
+    "plane wave, RF, stored delays": PlaneWaveRF(SCAN, f_number=1.0, memory_budget=1),
+    "plane wave, IQ": IQ,
+    "plane wave, IQ, stored delays": PlaneWaveIQ(SCAN, memory_budget=1),
+    "plane wave, some transmits and elements": Inpainting(
+        slab_mask(IQ.out_shape, 0, [1]) & slab_mask(IQ.out_shape, 1, [0, 2]), in_complex=True
+    )
+    @ IQ
+    @ ViewAsComplex((1, 6, 5)),
+    "Haze": Haze((1, 6, 5), 0.3),
+    "Inpainting of complex images": Inpainting(random_pixels((1, 6, 5), 0.4, seed=0), in_complex=True),
     "gram": BLUR.gram,
     "adjoint": MRI.H,
     "sum": BLUR + 2.0 * Identity((2, 12, 9)),

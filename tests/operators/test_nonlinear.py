@@ -15,7 +15,9 @@ from invdiff.operators import (
     Affine,
     Blur,
     Clip,
+    Envelope,
     LinearOperator,
+    LogCompression,
     Modulus,
     Operator,
     Quantize,
@@ -34,6 +36,11 @@ SMOOTH: dict[str, Operator] = {
     "Clip": Clip(SHAPE),
     "Clip after Blur": Clip(SHAPE, 1.5, 0.0, 1.0) @ BLUR,
     "phase_retrieval": phase_retrieval(SHAPE, 2),
+    "envelope of RF": Envelope((1, 6, 3), floor=0.1),
+    "envelope of RF, odd": Envelope((2, 5, 3), floor=0.1),
+    "envelope of IQ": Envelope((1, 4, 3), in_complex=True, floor=0.1),
+    "log compression": LogCompression((1, 4, 3), reference=2.0, dynamic_range=40.0),
+    "B-mode": LogCompression((1, 6, 3)) @ Envelope((1, 6, 3), floor=1e-3),
     "coded_phase_retrieval": coded_phase_retrieval(octanary_masks(2, (5, 4), seed=0)),
 }
 CASES: dict[str, Operator] = {**SMOOTH, "Quantize": Quantize(SHAPE, 0.25), "8 bit": Quantize(SHAPE, 1 / 255) @ BLUR}
