@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from invdiff.datasets.ct_units import MU_WATER, hu_to_attenuation
 from invdiff.measurement import Measurement
 from invdiff.noise import ComplexGaussianNoise, PoissonLogNoise
 from invdiff.operators import CT, MultiCoilMRI, ParallelBeam, RealAsComplex, birdcage_maps, random_mask
-
-MU_WATER = 0.0193  # 1/mm at 70 keV, the effective energy of a 120 kVp spectrum (NIST XCOM)
 
 
 def sparse_view_ct(*, n_views: int = 40, n_photons: float = 2e4, seed: int = 0) -> Measurement:
@@ -38,7 +37,7 @@ def sparse_view_ct(*, n_views: int = 40, n_photons: float = 2e4, seed: int = 0) 
     ds = pydicom.dcmread(str(path))
     hu = ds.pixel_array.astype(np.float32) * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
     size, (ny, nx) = float(ds.PixelSpacing[0]), hu.shape
-    x = torch.from_numpy(MU_WATER * np.clip(1 + hu / 1000, 0, None)).float()[None]
+    x = hu_to_attenuation(torch.from_numpy(hu)).clamp(min=0)[None]
 
     geometry = ParallelBeam.covering((ny, nx), size, n_views)
     fine = ParallelBeam(

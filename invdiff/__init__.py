@@ -7,7 +7,7 @@ if not (Path(__file__).parent / "operators").is_dir():
     __path__.append(str(Path(__file__).resolve().parents[1]))
 
 from invdiff.measurement import Measurement
-from invdiff.noise import ComplexGaussianNoise, GaussianNoise, PoissonLogNoise
+from invdiff.noise import ComplexGaussianNoise, GaussianNoise, PoissonLogNoise, WeightedGaussianNoise
 from invdiff.posterior import Posterior
 from invdiff.priors import load_prior
 
@@ -18,5 +18,6 @@ __all__ = [
     "Measurement",
     "PoissonLogNoise",
     "Posterior",
+    "WeightedGaussianNoise",
     "load_prior",
 ]

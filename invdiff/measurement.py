@@ -58,6 +58,7 @@ class Measurement:
         if self.noise.complex != A.out_complex:
             kind = "complex" if A.out_complex else "real"
             raise TypeError(f"The data are {kind}; {self.noise!r} is not a noise model for {kind} data.")
+        self.noise.precision(y)  # refuses weights that do not fit the data
         if A.observed is not None and bool((y != 0).masked_select(~A.observed.expand(y.shape)).any()):
             raise ValueError("y is not zero where the operator observes nothing. Multiply it by A.observed first.")
         if not (self.image_scale > 0):

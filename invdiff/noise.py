@@ -108,51 +108,117 @@ class ComplexGaussianNoise:
         return self.nll(Ax, y)  # |r|^2 / (2 sigma^2): two components
 
 
+@dataclass(frozen=True, eq=False)
+class WeightedGaussianNoise:
+    """y = A x + n, n ~ N(0, 1 / weights) with one known weight per entry: weighted least squares, for real data.
+
+    Args:
+        weights: inverse variance of each entry, in the units of y to the power -2; broadcasts to y. Positive: a
+            small weight, not zero, for entries that say nothing.
+    """
+
+    weights: Tensor
+    complex: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        w = self.weights
+        if not isinstance(w, Tensor) or not w.is_floating_point():
+            raise TypeError(
+                f"weights must be a real floating-point tensor, got {getattr(w, 'dtype', type(w).__name__)}."
+            )
+        if not bool((torch.isfinite(w) & (w > 0)).all()):
+            raise ValueError("weights must be positive and finite: inverse variances, one per entry of y.")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(weights {tuple(self.weights.shape)}, median {float(self.weights.median()):.4g})"
+
+    def precision(self, y: Tensor) -> Tensor:
+        shape = tuple(self.weights.shape)
+        if len(shape) > y.ndim or any(n not in (1, m) for n, m in zip(shape[::-1], y.shape[::-1], strict=False)):
+            raise ValueError(f"weights of shape {shape} do not broadcast to data of shape {tuple(y.shape)}.")
+        return self.weights.to(y.device, y.dtype).expand(y.shape)
+
+    def sample(self, Ax: Tensor, generator: torch.Generator) -> Tensor:
+        n = torch.randn(Ax.shape, generator=generator, dtype=Ax.dtype).to(Ax.device)
+        return Ax + n * self.precision(Ax).rsqrt()
+
+    def nll(self, Ax: Tensor, y: Tensor) -> Tensor:
+        return (Ax - y).square() * self.precision(y) / 2
+
+    def nll_grad(self, Ax: Tensor, y: Tensor) -> Tensor:
+        return (Ax - y) * self.precision(y)
+
+    def chi2(self, Ax: Tensor, y: Tensor) -> Tensor:
+        return (Ax - y).square() * self.precision(y)
+
+
 @dataclass(frozen=True)
 class PoissonLogNoise:
-    """Log-transformed photon counts: I ~ Poisson(n_photons exp(-A x)), y = -log(I / n_photons).
+    """Log-transformed photon counts: I ~ Poisson(n_photons exp(-A x)) + N(0, electronic^2), y = -log(I / n_photons).
 
-    The likelihood is the exact Poisson one, on the counts that y encodes. Zero counts are stored as
-    ``min_count`` (the LoDoPaB convention is 0.1), which biases rays that are almost dark.
+    Without electronic noise the likelihood is the exact Poisson one, on the counts that y encodes. With it,
+    I + electronic^2 is taken as Poisson with mean ``n_photons exp(-A x) + electronic^2``, which has the right mean and
+    variance (D. L. Snyder et al., J. Opt. Soc. Am. A 12, 272-283, 1995). Counts below ``min_count``, so also zero
+    and negative ones, are stored as ``min_count`` (the LoDoPaB convention is 0.1), which biases rays that are almost
+    dark.
 
     Args:
         n_photons: mean count of an unattenuated ray.
         min_count: count that stands for zero.
+        electronic: standard deviation of the read-out noise, in photons. 0: none.
     """
 
     n_photons: float
     min_count: float = 0.1
+    electronic: float = 0.0
     complex: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _positive("n_photons", self.n_photons)
         _positive("min_count", self.min_count)
+        if self.electronic != 0:
+            _positive("electronic", self.electronic)
 
     def counts(self, y: Tensor) -> Tensor:
         """The photon counts that log data ``y`` stand for."""
         return self.n_photons * torch.exp(-y)
 
     def sample(self, Ax: Tensor, generator: torch.Generator) -> Tensor:
-        counts = torch.poisson(self.counts(Ax).cpu(), generator=generator).clamp(min=self.min_count)
-        return -torch.log(counts / self.n_photons).to(Ax.device)
+        counts = torch.poisson(self.counts(Ax).cpu(), generator=generator)
+        if self.electronic:
+            counts = counts + self.electronic * torch.randn(counts.shape, generator=generator, dtype=counts.dtype)
+        return -torch.log(counts.clamp(min=self.min_count) / self.n_photons).to(Ax.device)
 
     def nll(self, Ax: Tensor, y: Tensor) -> Tensor:
-        # lambda - I log(lambda), minus its value at lambda = I, so that it is 0 at Ax = y
+        # lambda - I log(lambda), minus its value at lambda = I, so that it is 0 at Ax = y; both shifted by electronic^2
         counts, d = self.counts(y), Ax - y
-        return counts * (torch.expm1(-d) + d)
+        if not self.electronic:
+            return counts * (torch.expm1(-d) + d)
+        shifted = counts + self.electronic**2
+        r = counts * torch.expm1(-d) / shifted
+        return shifted * (r - torch.log1p(r))
 
     def nll_grad(self, Ax: Tensor, y: Tensor) -> Tensor:
-        return self.counts(y) - self.counts(Ax)
+        mean = self.counts(Ax)
+        residual = self.counts(y) - mean
+        return residual * (mean / (mean + self.electronic**2)) if self.electronic else residual
 
     def precision(self, y: Tensor) -> Tensor:
-        return self.counts(y)  # var(y) = 1 / I to first order
+        counts = self.counts(y)  # var(y) = (I + electronic^2) / I^2 to first order
+        return counts * (counts / (counts + self.electronic**2)) if self.electronic else counts
 
     def chi2(self, Ax: Tensor, y: Tensor) -> Tensor:
-        return (self.counts(y) - self.counts(Ax)).square() / self.counts(Ax)  # Pearson
+        mean = self.counts(Ax)
+        return (self.counts(y) - mean).square() / (mean + self.electronic**2)  # Pearson
+
+    def weighted(self, y: Tensor) -> WeightedGaussianNoise:
+        """The weighted least-squares data term of log data ``y``: weights I^2 / (I + electronic^2), fixed."""
+        return WeightedGaussianNoise(self.precision(y))
 
 
 NOISES: dict[str, type] = {
     "GaussianNoise": GaussianNoise,
     "ComplexGaussianNoise": ComplexGaussianNoise,
     "PoissonLogNoise": PoissonLogNoise,
+    "WeightedGaussianNoise": WeightedGaussianNoise,
 }

@@ -126,7 +126,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 def _write(group: h5py.Group, name: str, value: Any) -> None:
     """One constructor argument: a tensor, a number, text, a list of numbers, None or a named object."""
     if isinstance(value, Tensor):
-        group.create_dataset(name, data=value.cpu().numpy())
+        group.create_dataset(name, data=value.cpu().numpy()).attrs["class"] = "tensor"
     elif value is None or isinstance(value, bool | int | float | str):
         group.attrs[name] = json.dumps(value)
     elif isinstance(value, complex):
@@ -165,8 +165,9 @@ def _read(group: h5py.Group) -> Any:
         if isinstance(value, h5py.Group):
             arguments[key] = _read(value)
         else:
-            array = value[()]
-            arguments[key] = tuple(array.tolist()) if tuples or array.dtype == np.int64 else torch.from_numpy(array)
+            array = np.asarray(value[()])
+            numbers = value.attrs.get("class") != "tensor" and (tuples or array.dtype == np.int64)
+            arguments[key] = tuple(array.tolist()) if numbers else torch.from_numpy(array)
     return cls(**arguments)
 
 

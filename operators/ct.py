@@ -68,7 +68,8 @@ class CT(LinearOperator):
         budget = min(memory_budget or default_budget(), PAIR_BYTES * MAX_WEIGHTS)
         full = _pair_bytes(geometry, supersampling, budget)
         symmetry = None if isinstance(geometry, VectorBeam) else _Symmetry(geometry)
-        if symmetry is not None and symmetry.shrinks and full / symmetry.factor <= budget:
+        if symmetry and symmetry.shrinks and full / symmetry.factor <= budget:
+            assert not isinstance(geometry, VectorBeam)
             self._folded = _Folded(symmetry, geometry, supersampling)
             full = symmetry.factor * self._folded.pair.nbytes
             if full <= MAX_BATCH_BYTES and full + self._folded.pair.nbytes <= budget:

@@ -63,7 +63,7 @@ def cached_joseph_matrix(
     key = hashlib.sha256(VERSION)
     key.update(repr((origins.shape, image_shape, pixel_size, supersampling)).encode())
     for rays in (origins, directions):
-        key.update(np.ascontiguousarray(rays, dtype=np.float64))
+        key.update(np.ascontiguousarray(rays, dtype=np.float64).data)
     path = folder / f"ct-{key.hexdigest()[:32]}.npz"
     shape = (origins.size // 2 // supersampling, image_shape[0] * image_shape[1])
     matrix = _load(path, shape)
@@ -101,7 +101,7 @@ def _save(path: Path, matrix: scipy.sparse.csr_array) -> None:
         tmp.unlink(missing_ok=True)
     kept = 0
     files = [(f.stat(), f) for f in path.parent.iterdir() if "ct-" in f.name and f.suffix in (".npz", ".tmp")]
-    for status, file in sorted(files, key=lambda entry: -entry[0].st_mtime):
+    for status, entry in sorted(files, key=lambda f: -f[0].st_mtime):
         kept += status.st_size
-        if kept > MAX_BYTES and file != path:
-            file.unlink(missing_ok=True)
+        if kept > MAX_BYTES and entry != path:
+            entry.unlink(missing_ok=True)

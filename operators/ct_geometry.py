@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -376,9 +376,9 @@ class VectorBeam(_Grid):
             middle = middle - (beam.source_detector - beam.source_origin) * normal
         return cls(
             image_shape=beam.image_shape, pixel_size=beam.pixel_size, n_detectors=beam.n_detectors,
-            detectors=middle, axes=beam.detector_spacing * axis,
-            sources=beam.source_origin * normal if isinstance(beam, FanBeam) else None,
-            directions=normal if isinstance(beam, ParallelBeam) else None,
+            detectors=middle.tolist(), axes=(beam.detector_spacing * axis).tolist(),
+            sources=(beam.source_origin * normal).tolist() if isinstance(beam, FanBeam) else None,
+            directions=normal.tolist() if isinstance(beam, ParallelBeam) else None,
         )  # fmt: skip
 
     @property
@@ -390,7 +390,7 @@ class VectorBeam(_Grid):
         """The geometry of some of the views, in the order given."""
         indices = [int(i) for i in indices]
 
-        def pick(vectors: Vectors | None) -> Vectors | None:
+        def pick(vectors: Vectors | None) -> Any:
             return None if vectors is None else tuple(vectors[i] for i in indices)
 
         return replace(
