@@ -1,5 +1,7 @@
-"""Measures of reconstructions and posteriors."""
+"""Measures of reconstructions (:mod:`metrics`) and posteriors (:mod:`calibration`), and intervals that keep a promise
+(:mod:`conformal`)."""
 
+from invdiff.evaluation.conformal import RiskControllingIntervals, calibrate
 from invdiff.evaluation.metrics import (
     fastmri_nmse,
     fastmri_psnr,
@@ -18,6 +20,8 @@ from invdiff.evaluation.metrics import (
 )
 
 __all__ = [
+    "RiskControllingIntervals",
+    "calibrate",
     "fastmri_nmse",
     "fastmri_psnr",
     "fastmri_ssim",

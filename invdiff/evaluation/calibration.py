@@ -34,13 +34,29 @@ def fair_crps(samples: Tensor, truth: Tensor) -> Tensor:
     """Continuous ranked probability score per pixel, (n_data, \\*shape), in the images' unit; less is better.
 
     ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))``: unbiased for an ensemble of S samples (Ferro 2014),
-    by sorting in O(S log S).
+    by sorting in O(S log S). Differences to the truth are sorted, so that a large common offset (Hounsfield units)
+    costs no digits.
+
+    >>> fair_crps(torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[0.0]]))  # 1 - (1 + 1 + 2) / 6
+    tensor([[0.3333]])
     """
     S = _check(samples, truth, 2)
-    s = samples.sort(1).values
-    i = torch.arange(1, S + 1, dtype=s.dtype, device=s.device).reshape(-1, *[1] * (s.ndim - 2))
-    pairs = ((2 * i - S - 1) * s).sum(1)  # half of sum_ij |s_i - s_j|
-    return (samples - truth[:, None]).abs().mean(1) - pairs / (S * (S - 1))
+    d = (samples - truth[:, None]).movedim(1, -1).contiguous()
+    weights = 2 * torch.arange(1, S + 1, dtype=d.dtype, device=d.device) - S - 1
+    pairs = d.sort(-1).values @ weights  # half of sum_ij |s_i - s_j|
+    return d.abs().mean(-1) - pairs / (S * (S - 1))
+
+
+def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
+    """The CRPS of whole images, (n_data,), in the images' unit; less is better, and joint errors count.
+
+    ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))`` with the Euclidean norm over all pixels (Gneiting and
+    Raftery 2007, equation 22 with beta = 1, in its unbiased form). S^2 distances per datum.
+    """
+    S = _check(samples, truth, 2)
+    s = samples.flatten(2)
+    pairs = torch.cdist(s, s, compute_mode="donot_use_mm_for_euclid_dist").sum((1, 2))
+    return (s - truth.flatten(1)[:, None]).norm(dim=2).mean(1) - pairs / (2 * S * (S - 1))
 
 
 def spread_skill(samples: Tensor, truth: Tensor) -> float:
@@ -73,9 +89,28 @@ def coverage(rank: Tensor, n_samples: int, level: float) -> float:
     return float(((rank >= a) & (rank <= n_samples - a)).double().mean())
 
 
-def sbc_total_variation(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> float:
-    """Total variation distance between the histogram of all ranks and the uniform law (simulation-based
-    calibration, Talts et al. 2018): 0 for posterior draws, up to sampling noise.
+def calibration_curve(rank: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
+    """Nominal level against coverage, for every central interval that S samples have; equal for posterior draws.
+
+    Args:
+        rank: from :func:`ranks`.
+        n_samples: S.
+
+    Returns:
+        levels (S // 2,) = ``(S + 1 - 2 a) / (S + 1)``, ascending, and the share of truths within each interval.
+        A curve below the diagonal says overconfident, above it underconfident.
+    """
+    a = torch.arange(n_samples // 2, 0, -1, device=rank.device)
+    depth = torch.minimum(rank, n_samples - rank).flatten()  # the interval between order statistics a holds depth >= a
+    counts = torch.bincount(depth, minlength=n_samples // 2 + 1).double()
+    at_least = counts.flip(0).cumsum(0).flip(0)
+    return (n_samples + 1 - 2 * a).double() / (n_samples + 1), at_least[a] / rank.numel()
+
+
+def rank_histogram(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> tuple[Tensor, Tensor]:
+    """Share of all ranks in each bin and the share expected of posterior draws, each (n_bins,), summing to 1.
+
+    A hump in the middle says overdispersed samples, a trough underdispersed, a slope biased (Talts et al. 2018).
 
     Args:
         rank: from :func:`ranks`.
@@ -84,8 +119,13 @@ def sbc_total_variation(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> 
     n_bins = min(n_samples + 1, max_bins)
     which = torch.arange(n_samples + 1, device=rank.device) * n_bins // (n_samples + 1)
     expected = torch.bincount(which, minlength=n_bins).double() / (n_samples + 1)
-    observed = torch.bincount(which[rank.flatten()], minlength=n_bins).double() / rank.numel()
-    return total_variation(observed, expected)
+    return torch.bincount(which[rank.flatten()], minlength=n_bins).double() / rank.numel(), expected
+
+
+def sbc_total_variation(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> float:
+    """Total variation distance of :func:`rank_histogram` from the uniform law (simulation-based calibration, Talts
+    et al. 2018): 0 for posterior draws, up to sampling noise."""
+    return total_variation(*rank_histogram(rank, n_samples, max_bins=max_bins))
 
 
 def tarp(samples: Tensor, truth: Tensor, references: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -111,6 +151,26 @@ def tarp(samples: Tensor, truth: Tensor, references: Tensor) -> tuple[Tensor, Te
     expected = (rank[:, None] < k).double().mean(0)
     levels = k.double() / (S + 1)
     return levels, expected, float((expected - levels).abs().max())
+
+
+def uncertainty_error_correlation(std: Tensor, error: Tensor) -> float:
+    """Spearman's rank correlation over pixels of the standard deviation and the absolute error, in -1 .. 1.
+
+    Says whether the uncertainty map points at the errors, and nothing of its scale. Not 1 for exact draws either:
+    0.46 where log std is normal of standard deviation 1 / 2.
+
+    Args:
+        std, error: the same shape, any; ``error`` with its sign or without.
+
+    >>> uncertainty_error_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, -0.5, 9.0]))
+    1.0
+    """
+    if std.shape != error.shape:
+        raise ValueError(f"std and error must have the same shape, got {tuple(std.shape)} and {tuple(error.shape)}.")
+    r = torch.stack([_mid_ranks(std), _mid_ranks(error.abs())])
+    if (r[:, 0, None] == r).all(1).any():
+        raise ValueError("std or error is the same everywhere: they have no rank correlation.")
+    return float(torch.corrcoef(r)[0, 1])
 
 
 def mmse_gap_db(estimate: Tensor, truth: Tensor, optimum: Tensor) -> float:
@@ -141,6 +201,12 @@ def mode_frequencies(samples: Tensor, modes: Tensor) -> Tensor:
 def total_variation(p: Tensor, q: Tensor) -> float:
     """``sum |p - q| / 2`` over the last dimension, mean over the others."""
     return float((p - q).abs().sum(-1).mean() / 2)
+
+
+def _mid_ranks(t: Tensor) -> Tensor:
+    """Rank of each value, (n,); equal values share the mean of theirs."""
+    _, inverse, counts = t.flatten().unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2)[inverse].double()
 
 
 def _check(samples: Tensor, truth: Tensor, least: int) -> int:

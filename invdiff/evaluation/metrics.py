@@ -106,7 +106,7 @@ def ms_ssim(
 
 
 def haarpsi(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
-    """Haar wavelet perceptual similarity of grey planes (Reisenhofer et al. 2018, equation 8), in 0 .. 1.
+    """Haar wavelet perceptual similarity of grey planes (Reisenhofer et al. 2018, arXiv 1607.06140), in 0 .. 1.
 
     Similarity of Haar coefficients at scales 1 and 2 (C = 30 for a range of 255), through a sigmoid (alpha = 4.2),
     weighted by the coefficients at scale 3. As in the authors' code: images halved by 2 x 2 means first, zero

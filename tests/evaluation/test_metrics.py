@@ -203,7 +203,7 @@ def test_misuse_is_refused(measure) -> None:
             measure(x[:, :3], x[:, :3], data_range=1.0)
 
 
-@pytest.mark.parametrize("name", ["metrics"])
+@pytest.mark.parametrize("name", ["metrics", "calibration", "conformal"])
 def test_examples_in_the_documentation_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"invdiff.evaluation.{name}"))
     assert result.attempted > 0
