@@ -162,7 +162,7 @@ def main() -> None:
         """After each row, so that an interrupted run shows what it has."""
         with atomic_path(arguments.out / "ct_algorithms.json") as path:
             path.write_text(json.dumps(rows, indent=1))
-        figure(pictures, {r["name"]: r for r in rows}, arguments.out / "ct_algorithms.png")
+        figure(pictures, {r["name"]: r for r in rows}, arguments.out / "ct_algorithms.jpg")
 
     begun = time.monotonic()
     add("FBP (Hann)", FBP(window="hann")(None, test).mean, time.monotonic() - begun)
@@ -209,7 +209,7 @@ def figure(pictures: list[tuple[str, torch.Tensor]], rows: dict[str, Any], path:
         ax.imshow(image[0], cmap="gray", vmin=0, vmax=0.75 * top)
         ax.set_title(name + (f", {rows[name]['psnr']:.1f} dB" if name in rows else ""), fontsize=9)
     with atomic_path(path) as tmp:
-        fig.savefig(tmp, dpi=130, format="png")
+        fig.savefig(tmp, dpi=130, format="jpeg", pil_kwargs={"quality": 88})
 
 
 if __name__ == "__main__":
