@@ -99,9 +99,16 @@ class Volume:
 
 def formats() -> dict[str, ModuleType]:
     """Name to module of every known format, the most specific first."""
-    from invdiff.datasets import htc, saved
+    from invdiff.datasets import dicom, dxchange, htc, lodopab, nifti, saved
 
-    return {"invdiff measurement": saved, "HTC 2022": htc}
+    return {
+        "invdiff measurement": saved,
+        "HTC 2022": htc,
+        "LoDoPaB-CT": lodopab,
+        "Data Exchange": dxchange,
+        "NIfTI": nifti,
+        "DICOM": dicom,
+    }
 
 
 def recognise(path: str | Path) -> tuple[str, ModuleType]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 FORMAT = "invdiff-measurement-1"
+SMALL, MAX_RATIO = 2**26, 20  # bytes that may always be allocated; uncompressed over stored size beyond that
 
 
 @contextlib.contextmanager
@@ -101,26 +103,60 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         f = h5py.File(path, "r")
     except OSError as error:
         raise OSError(
-            f"{path.name} is not a readable HDF5 file; it may be truncated or of another kind ({error})."
+            f"{path.name} is not a readable HDF5 file; it may be truncated or of another kind ({_one_line(error)})."
         ) from None
     with f:
-        limit = 1000 * path.stat().st_size
-        stack: list[h5py.Group] = [f]
-        while stack:
-            group = stack.pop()
-            for name in group:
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise ValueError(f"{path.name}: {group.name}/{name} is a link; links are refused.")
-                item = group[name]
-                if isinstance(item, h5py.Group):
-                    stack.append(item)
-                elif item.external or item.is_virtual:
+        try:
+            _check_hdf5(f, path)
+            yield f
+        except (KeyError, RuntimeError) as error:  # what h5py raises on damage; nothing else here does
+            raise OSError(f"{path.name} is damaged ({_one_line(error)}).") from error
+
+
+def _check_hdf5(f: h5py.File, path: Path) -> None:
+    """Raise ValueError for links, data kept elsewhere, and datasets larger than the file can hold."""
+    size = path.stat().st_size
+    groups: list[h5py.Group] = [f]
+    seen: set[object] = set()
+    while groups:
+        group = groups.pop()
+        if (where := h5py.h5o.get_info(group.id).addr) in seen:
+            continue
+        seen.add(where)
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{path.name}: {group.name}/{name} is a link; links are refused.")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
                     raise ValueError(f"{path.name}: {item.name} keeps its data in another file; that is refused.")
-                elif item.size and item.size * item.dtype.itemsize > limit:
-                    raise ValueError(
-                        f"{path.name}: {item.name} claims {item.size} entries, more than the file can hold."
-                    )
-        yield f
+                chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+                stored = min(item.id.get_storage_size(), size)
+                check_claim(f"{path.name}: {item.name}", max((item.size or 0) * item.dtype.itemsize, chunk), stored)
+
+
+def check_claim(what: str, claimed: int, stored: int) -> None:
+    """Refuse data that claim to be far larger than what is stored: a lying header, or a decompression bomb.
+
+    Args:
+        what: to name in the message.
+        claimed: bytes after decompression, by the header.
+        stored: bytes in the file.
+
+    Raises:
+        ValueError: ``claimed`` is above 64 MiB and above 20 times ``stored``, more than images compress.
+    """
+    if claimed > max(SMALL, MAX_RATIO * stored):
+        raise ValueError(
+            f"{what} claims {claimed} bytes, more than the file can hold: {stored} bytes are stored. If you trust "
+            f"the file, store it uncompressed."
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _write(group: h5py.Group, name: str, value: Any) -> None:
