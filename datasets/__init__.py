@@ -3,8 +3,12 @@
 if __name__ != "invdiff.datasets":
     raise ImportError("This folder is imported as 'invdiff.datasets'; it is not the top-level package 'datasets'.")
 
+from invdiff.datasets.denoising import denoising
 from invdiff.datasets.examples import accelerated_mri, sparse_view_ct
-from invdiff.datasets.files import Volume, formats, open, recognise
+from invdiff.datasets.files import Volume, formats, open, open_measurement, recognise
 from invdiff.datasets.htc import read_htc
 
-__all__ = ["Volume", "accelerated_mri", "formats", "open", "read_htc", "recognise", "sparse_view_ct"]
+__all__ = [
+    "Volume", "accelerated_mri", "denoising", "formats", "open", "open_measurement", "read_htc", "recognise",
+    "sparse_view_ct",
+]  # fmt: skip

@@ -60,7 +60,7 @@ def read(path: Path, *, series: str | None = None) -> Volume:
     units = "HU" if first.Modality == "CT" else str(first.get("Units", first.get("RescaleType", "relative")))
     return Volume(
         data, affine, units="relative" if units == "US" else units,
-        metadata={"file": path.name, **{k: str(first[k].value) for k in sorted(KEEP) if k in first}},
+        metadata={"file": path.name, **{k: _plain(first[k].value) for k in sorted(KEEP) if k in first}},
     )  # fmt: skip
 
 
@@ -80,22 +80,20 @@ def read_dataset(file: Path, *, pixels: bool = True) -> Any:
         ValueError, OSError: saying what is wrong with the file.
     """
     import pydicom
-    from pydicom.filereader import read_file_meta_info
 
     content = file.read_bytes()  # pydicom asks the file for whatever length a damaged header names
     if content[128:132] != b"DICM":
         raise ValueError(f"{file.name} is not a DICOM file: the prefix DICM is missing.")
+    syntax = _transfer_syntax(content)
+    if syntax is None:
+        raise ValueError(f"{file.name} has no readable transfer syntax; the file is damaged.")
+    if syntax not in NATIVE:
+        raise ValueError(
+            f"{file.name} is compressed, or of an unknown kind (transfer syntax {pydicom.uid.UID(syntax).name}). "
+            f"Decompress it first, e.g. with 'gdcmconv --raw' or 'dcmconv'."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about values that break the standard: what matters is checked here
-        try:
-            syntax = str(read_file_meta_info(io.BytesIO(content)).TransferSyntaxUID)  # type: ignore[arg-type]
-        except Exception as error:
-            raise ValueError(f"{file.name} has no readable transfer syntax; the file is damaged.") from error
-        if syntax not in NATIVE:
-            raise ValueError(
-                f"{file.name} is compressed (transfer syntax {syntax}: {pydicom.uid.UID(syntax).name}). Decompress it "
-                f"first, e.g. with 'gdcmconv --raw' or 'dcmdjpeg'."
-            )
         try:
             ds = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels)
             for element in ds:  # values are parsed when they are looked at: here, once
@@ -103,6 +101,23 @@ def read_dataset(file: Path, *, pixels: bool = True) -> Any:
         except Exception as error:
             raise OSError(f"{file.name} is truncated or damaged ({' '.join(str(error).split())}).") from error
     return ds
+
+
+def _transfer_syntax(content: bytes) -> str | None:
+    """Element (0002,0010) of the file meta information, which is explicit little endian; None if there is none.
+
+    Looked at before pydicom is asked, because it would inflate a deflated file to whatever size."""
+    position = 132
+    while content[position : position + 2] == b"\x02\x00" and position + 12 <= len(content):
+        element, vr = content[position + 2 : position + 4], content[position + 4 : position + 6]
+        if vr in (b"OB", b"OW", b"SQ", b"UN", b"UT"):
+            start, n = position + 12, int.from_bytes(content[position + 8 : position + 12], "little")
+        else:
+            start, n = position + 8, int.from_bytes(content[position + 6 : position + 8], "little")
+        if element == b"\x10\x00":
+            return content[start : start + n].decode("ascii", "replace").rstrip("\0 ")
+        position = start + n
+    return None
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -186,7 +201,9 @@ def _geometry(path: Path, headers: list[Any]) -> tuple[list[int], np.ndarray]:
             if np.abs(vector(ds, key, len(expected)) - expected).max() > tolerance:
                 raise ValueError(f"{name}: the slices differ in {key}; they are no single volume.")
     along_row, along_column = orientation[:3], orientation[3:]
-    if not np.allclose([along_row @ along_row, along_column @ along_column, along_row @ along_column], [1, 1, 0], atol=1e-2):
+    if not np.allclose(
+        [along_row @ along_row, along_column @ along_column, along_row @ along_column], [1, 1, 0], atol=1e-2
+    ):
         raise ValueError(f"{name}: ImageOrientationPatient {orientation.tolist()} is not a pair of unit vectors.")
     normal = np.cross(along_row, along_column)
     positions = np.stack([vector(ds, "ImagePositionPatient", 3) for ds in headers])
@@ -199,7 +216,7 @@ def _geometry(path: Path, headers: list[Any]) -> tuple[list[int], np.ndarray]:
         step = normal * abs(_number_of(given, 1.0))
     else:
         gaps = np.diff(depth)
-        usual = float(np.median(gaps))
+        usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
         if gaps.min() < 1e-3:
             raise ValueError(
                 f"{name}: two slices share the position {depth[gaps.argmin()]:g} mm; the folder mixes acquisitions. "
@@ -217,6 +234,14 @@ def _geometry(path: Path, headers: list[Any]) -> tuple[list[int], np.ndarray]:
     lps = np.eye(4)
     lps[:3] = np.stack([along_row * spacing[1], along_column * spacing[0], step, positions[0]], -1)
     return order.tolist(), np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+def _plain(value: Any) -> float | str:
+    """A header's value as a number, or else as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _number_of(value: Any, default: float) -> float:

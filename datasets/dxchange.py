@@ -95,7 +95,9 @@ def read(
     dark = darks.mean(0) if len(darks) else np.zeros(n)
     flat = flats.mean(0) - dark
     if not (flat > 0).all():
-        raise ValueError(f"{path.name}: {int((flat <= 0).sum())} of {n} elements are no brighter in the flats than in the darks.")
+        raise ValueError(
+            f"{path.name}: {int((flat <= 0).sum())} of {n} elements are no brighter in the flats than in the darks."
+        )
     transmission = np.clip((data - dark) / flat, MIN_TRANSMISSION, None)
     sinogram = -np.log(transmission)
     if centre is None:

@@ -99,7 +99,7 @@ class Volume:
 
 def formats() -> dict[str, ModuleType]:
     """Name to module of every known format, the most specific first."""
-    from invdiff.datasets import dicom, dxchange, htc, lodopab, nifti, saved
+    from invdiff.datasets import ct_projections, dicom, dxchange, htc, lodopab, nifti, npy_toml, saved
 
     return {
         "invdiff measurement": saved,
@@ -107,7 +107,9 @@ def formats() -> dict[str, ModuleType]:
         "LoDoPaB-CT": lodopab,
         "Data Exchange": dxchange,
         "NIfTI": nifti,
+        "DICOM-CT-PD": ct_projections,
         "DICOM": dicom,
+        "npy + toml": npy_toml,
     }
 
 
@@ -141,3 +143,19 @@ def open(path: str | Path, **options: Any) -> Measurement | Volume:
     if unknown := sorted(set(options) - set(known)):
         raise TypeError(f"The format {name!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
     return module.read(Path(path), **options)
+
+
+def open_measurement(path: str | Path, **options: Any) -> Measurement:
+    """As :func:`open`, and a Volume becomes a denoising problem of one of its slices
+    (:func:`invdiff.datasets.denoising.denoising`), whose options may be given too."""
+    from invdiff.datasets.denoising import denoising
+
+    known = set(inspect.signature(recognise(path)[1].read).parameters)
+    more = set(inspect.signature(denoising).parameters) - known - {"volume"}
+    result = open(path, **{k: v for k, v in options.items() if k not in more})
+    left = {k: v for k, v in options.items() if k in more}
+    if isinstance(result, Volume):
+        return denoising(result, **left)
+    if left:
+        raise TypeError(f"{Path(path).name} holds a measurement, no image volume; it has no option {', '.join(left)}.")
+    return result

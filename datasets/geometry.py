@@ -7,18 +7,22 @@ from typing import Any
 import numpy as np
 
 
-def centred_affine(shape: tuple[int, int], pixel_size: float, thickness: float = 1.0) -> np.ndarray:
+def centred_affine(
+    shape: tuple[int, ...], pixel_size: float | tuple[float, float], thickness: float = 1.0
+) -> np.ndarray:
     """The 4 x 4 affine of a (y, x) grid centred on the origin with row 0 at the largest y, from (x, y, z) index to mm.
 
-    This is the grid of the CT geometries (:mod:`invdiff.operators.ct_geometry`).
+    This is the grid of the CT geometries (:mod:`invdiff.operators.ct_geometry`). ``pixel_size`` is a side or (dy, dx).
     """
-    ny, nx = shape
-    affine = np.diag([pixel_size, -pixel_size, thickness, 1.0])
-    affine[:2, 3] = -(nx - 1) / 2 * pixel_size, (ny - 1) / 2 * pixel_size
+    (ny, nx), (dy, dx) = shape, np.broadcast_to(pixel_size, 2).tolist()
+    affine = np.diag([dx, -dy, thickness, 1.0])
+    affine[:2, 3] = -(nx - 1) / 2 * dx, (ny - 1) / 2 * dy
     return affine
 
 
-def placement(shape: tuple[int, int], pixel_size: float, thickness: float = 1.0) -> dict[str, Any]:
+def placement(
+    shape: tuple[int, ...], pixel_size: float | tuple[float, float], thickness: float = 1.0
+) -> dict[str, Any]:
     """The entries "affine" and "voxel_size_mm" of a Measurement's metadata, as plain lists, for a centred grid."""
     return placed(centred_affine(shape, pixel_size, thickness))
 

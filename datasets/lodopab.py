@@ -78,7 +78,9 @@ def read(
         if len(shape) != 3 or shape[1:] not in (SINOGRAM, IMAGE):
             raise ValueError(f"{path.name}: expected 'data' of shape (n, 1000, 513) or (n, 362, 362), it has {shape}.")
         if not 0 <= index < shape[0]:
-            raise ValueError(f"{path.name} holds {shape[0]} slices; index must lie in 0 to {shape[0] - 1}, got {index}.")
+            raise ValueError(
+                f"{path.name} holds {shape[0]} slices; index must lie in 0 to {shape[0] - 1}, got {index}."
+            )
         data = array(f, "data", ndim=3, where=np.s_[index]).astype(np.float64)
     if shape[1:] == IMAGE:
         image = (np.rot90(data) * MU_MAX).astype(np.float32)

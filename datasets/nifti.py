@@ -54,7 +54,9 @@ def read(path: Path, *, fill: float | None = None) -> Volume:
             raise ValueError(f"{path.name} does not start with a NIfTI header.")
         length, magic = kind
         if magic.startswith(b"ni"):
-            raise ValueError(f"{path.name} is the header of a NIfTI pair (.hdr with .img). Convert it to one .nii file.")
+            raise ValueError(
+                f"{path.name} is the header of a NIfTI pair (.hdr with .img). Convert it to one .nii file."
+            )
         header_class = nibabel.Nifti1Header if length == 348 else nibabel.Nifti2Header
         try:
             header = header_class.from_fileobj(io.BytesIO(_start(start)[:length]), check=False)
@@ -122,7 +124,7 @@ def _header_kind(start: bytes) -> tuple[int, bytes] | None:
     """Header length and magic word; None if this is no NIfTI header."""
     for length, position in ((348, 344), (540, 4)):
         magic = start[position : position + 4]
-        if magic in MAGIC[length] and len(start) >= length:
-            if any(int.from_bytes(start[:4], order) == length for order in ("little", "big")):
-                return length, magic
+        size = {int.from_bytes(start[:4], order) for order in ("little", "big")}
+        if magic in MAGIC[length] and length in size and len(start) >= length:
+            return length, magic
     return None

@@ -1,4 +1,4 @@
-'''A .npy array with a small TOML file beside it that states modality, geometry and units.
+"""A .npy array with a small TOML file beside it that states modality, geometry and units.
 
 ``scan.npy`` holds the data, ``scan.toml`` says what they are; either name opens the pair. Lengths are in mm, angles
 in degrees. A complete example of each modality:
@@ -57,7 +57,7 @@ Inpainting; the array is an image, the mask (same shape, or (y, x)) is non-zero 
 
 Every file may also state ``units`` and ``image_scale`` of the image (by default "1/mm" and 1 for CT, "relative" and 1
 otherwise), ``pixel_size`` in mm outside CT, an ``item`` name, and a table ``[metadata]`` of strings and numbers.
-'''
+"""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def read(path: Path) -> Measurement:
         npy = path
     for file, role in ((toml, "what the array is"), (npy, "the array")):
         if not file.is_file():
-            raise FileNotFoundError(f"{file.name}, with {role}, is missing beside {path.name}; see invdiff.datasets.npy_toml.")
+            raise FileNotFoundError(
+                f"{file.name}, with {role}, is missing beside {path.name}; see invdiff.datasets.npy_toml."
+            )
     table = _Table(read_toml(toml), toml.name)
     modality = table.text("modality")
     if modality not in MODALITIES:
@@ -161,7 +163,8 @@ def read_npy(path: Path) -> np.ndarray:
     if min(shape, default=1) < 1 or n_bytes != held:
         kind = OSError if n_bytes > held else ValueError
         raise kind(
-            f"{path.name}: the header says {' x '.join(map(str, shape))} of {dtype}, {n_bytes} bytes, the file holds {held}."
+            f"{path.name}: the header says {' x '.join(map(str, shape))} of {dtype}, {n_bytes} bytes; the file holds "
+            f"{held}."
         )
     data = np.fromfile(path, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
     if dtype.kind in "fc" and not (finite := np.isfinite(data)).all():
@@ -236,9 +239,7 @@ def _fan(data: np.ndarray, table: _Table, folder: Path) -> Built:
 
 
 def _ct(data: np.ndarray, table: _Table, beam: Callable[..., Any], lengths: tuple[str, ...]) -> Built:
-    table.known(
-        "image_shape", "pixel_size", "angles", "detector_spacing", "detector_offset", "supersampling", *lengths
-    )
+    table.known("image_shape", "pixel_size", "angles", "detector_spacing", "detector_offset", "supersampling", *lengths)
     angles = _angles(table)
     if data.ndim != 2 or data.shape[0] != len(angles) or data.dtype.kind not in "fiu":
         raise ValueError(
@@ -295,14 +296,18 @@ def _inpainting(data: np.ndarray, table: _Table, folder: Path) -> Built:
     y = _image(data, table)
     mask = torch.from_numpy(_neighbour(table, "mask", folder) != 0)
     if tuple(mask.shape) not in (tuple(y.shape), tuple(y.shape[-2:])):
-        raise ValueError(f"{table.where}: the mask {tuple(mask.shape)} does not have the image's shape {tuple(y.shape)}.")
+        raise ValueError(
+            f"{table.where}: the mask {tuple(mask.shape)} does not have the image's shape {tuple(y.shape)}."
+        )
     mask = mask.expand(y.shape).clone()
     return y * mask, Inpainting(mask)
 
 
 def _image(data: np.ndarray, table: _Table) -> Tensor:
     if data.ndim not in (2, 3) or data.dtype.kind not in "fiu":
-        raise ValueError(f"{table.where}: expected a real image (y, x) or (channel, y, x), got {data.dtype} {data.shape}.")
+        raise ValueError(
+            f"{table.where}: expected a real image (y, x) or (channel, y, x), got {data.dtype} {data.shape}."
+        )
     return torch.from_numpy(data.astype(np.float32)).reshape((-1, *data.shape[-2:]))
 
 
