@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from invdiff.datasets.ct_units import MU_WATER, hu_to_attenuation
 from invdiff.datasets.files import Volume
 from invdiff.datasets.geometry import placed
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
 from invdiff.operators.base import Identity
-
-MU_WATER = 0.0193  # 1/mm at 70 keV, the effective energy of a 120 kVp spectrum (NIST XCOM)
 
 
 def denoising(
@@ -60,7 +59,7 @@ def denoising(
     affine = affine @ _shift(0, 0, index)
     units, scale = volume.units, 1.0
     if units == "HU":
-        x, units, scale = MU_WATER * np.clip(1 + x / 1000, 0, None), "1/mm", MU_WATER
+        x, units, scale = np.clip(hu_to_attenuation(x), 0, None), "1/mm", MU_WATER
 
     ny, nx = (s // bin for s in x.shape)
     x = x[: ny * bin, : nx * bin].reshape(ny, bin, nx, bin).mean((1, 3))

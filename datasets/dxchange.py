@@ -14,12 +14,13 @@ import h5py
 import numpy as np
 import torch
 
+from invdiff.datasets.ct_counts import flat_field_correction
 from invdiff.datasets.files import Head
 from invdiff.datasets.geometry import coarsest_rebin, equispaced, placement
 from invdiff.datasets.hdf5 import array, attribute, open_hdf5
 from invdiff.datasets.htc import noise_level
 from invdiff.measurement import Measurement
-from invdiff.noise import GaussianNoise, PoissonLogNoise
+from invdiff.noise import GaussianNoise, WeightedGaussianNoise
 from invdiff.operators.ct import CT
 from invdiff.operators.ct_geometry import ParallelBeam
 
@@ -49,9 +50,9 @@ def read(
     """One detector row as a measurement of attenuation in 1/mm.
 
     Transmission is ``(data - dark) / (flat - dark)`` with the mean flat and dark field, the sinogram its negative
-    logarithm. The noise is Poisson: the detector's counts per photon are the variance of the flats over their mean,
-    which gives the photons of an open ray; with fewer than two flats it is Gaussian, from differences of views
-    (:func:`invdiff.datasets.htc.noise_level`). What the mean flat leaves behind (rings) is not noise.
+    logarithm. Every ray has its own noise, from the photons counted in it and in the flats
+    (:func:`invdiff.datasets.ct_counts.flat_field_correction`); with fewer than two flats or darks it is one level for
+    all, from differences of views (:func:`invdiff.datasets.htc.noise_level`).
 
     Args:
         row: of the detector; None: the middle one.
@@ -92,13 +93,11 @@ def read(
         raise ValueError(f"detector_spacing must be a positive length in mm, got {spacing}.")
 
     n = shape[2]
-    dark = darks.mean(0) if len(darks) else np.zeros(n)
-    flat = flats.mean(0) - dark
-    if not (flat > 0).all():
-        raise ValueError(
-            f"{path.name}: {int((flat <= 0).sum())} of {n} elements are no brighter in the flats than in the darks."
-        )
-    transmission = np.clip((data - dark) / flat, MIN_TRANSMISSION, None)
+    if not len(darks):
+        darks = np.zeros((2, n))
+    counted = len(flats) > 1 and len(darks) > 1  # photons can be told from detector units
+    corrected = flat_field_correction(data, flats, darks, gain=None if counted else 1.0)
+    transmission = np.clip(corrected.transmission, MIN_TRANSMISSION, None)
     sinogram = -np.log(transmission)
     if centre is None:
         centre = rotation_centre(sinogram, theta)
@@ -114,10 +113,10 @@ def read(
         raise ValueError(f"rebin must divide the {n} detector elements, got {rebin}.")
     keep = equispaced(len(theta), len(theta) if views is None else views)
     y = -np.log(transmission.reshape(len(data), -1, rebin).mean(-1))
-    noise: PoissonLogNoise | GaussianNoise
-    counts_per_photon = np.mean(flats.var(0, ddof=1)) / np.mean(flat) if len(flats) > 1 else 0.0
-    if counts_per_photon > 0:
-        noise = PoissonLogNoise(float(rebin * np.mean(flat) / counts_per_photon))
+    noise: WeightedGaussianNoise | GaussianNoise
+    if counted:  # the variance of a mean of k neighbours is their mean variance over k
+        variance = (1 / corrected.weights[keep].astype(np.float64)).reshape(*y[keep].shape, rebin).mean(-1) / rebin
+        noise = WeightedGaussianNoise(torch.from_numpy(1 / variance).float()[None])
     else:
         noise = GaussianNoise(noise_level(y))
     beam = ParallelBeam(
