@@ -21,7 +21,9 @@ import h5py
 import numpy as np
 
 from invdiff.measurement import Measurement
+from invdiff.storage import open_hdf5
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
 START = 4096  # bytes of a file that a format may look at
 
 
@@ -53,7 +55,7 @@ class Head:
             start = file.read(START)
         keys: set[str] = set()
         attributes: set[str] = set()
-        if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        if start.startswith(HDF5):
             try:
                 with h5py.File(path, "r") as f:
                     _names(f, "", 4, keys)
@@ -117,12 +119,15 @@ def recognise(path: str | Path) -> tuple[str, ModuleType]:
     """The format of a file, by its content.
 
     Raises:
-        FileNotFoundError; ValueError: no known format.
+        FileNotFoundError; ValueError: no known format; OSError: HDF5, but damaged.
     """
     head = Head.of(Path(path))
     for name, module in formats().items():
         if module.matches(head):
             return name, module
+    if head.start.startswith(HDF5):
+        with open_hdf5(head.path):  # says whether it is damaged
+            pass
     inside = f" (an HDF5 file with {', '.join(sorted(head.keys)[:8])})" if head.keys else ""
     raise ValueError(f"{head.path.name} is in no known format{inside}; known: {', '.join(formats())}.")
 

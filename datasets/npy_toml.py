@@ -45,6 +45,19 @@ Blur (circular) by a Gaussian, or by a PSF in a file beside it; the array is an 
     [noise]
     sigma = 0.01
 
+Cartesian MRI; the array is k-space, complex (coil, y, x) or (y, x), zero frequency at the centre, in the units of the
+orthonormal FFT (:func:`invdiff.datasets.kspace.kspace_measurement`, which says what is estimated if left out)::
+
+    modality = "mri"
+
+    [mri]
+    mask = "mask.npy"               # optional: sampled where it is not zero
+    maps = "maps.npy"               # optional: coil sensitivities, complex (coil, y, x)
+    magnitude = true                # optional: false for a complex image as two channels
+
+    [noise]                         # optional for MRI
+    sigma = 0.01                    # of real and imaginary part each
+
 Inpainting; the array is an image, the mask (same shape, or (y, x)) is non-zero where a pixel was measured::
 
     modality = "inpainting"
@@ -56,7 +69,8 @@ Inpainting; the array is an image, the mask (same shape, or (y, x)) is non-zero 
     sigma = 0.01
 
 Every file may also state ``units`` and ``image_scale`` of the image (by default "1/mm" and 1 for CT, "relative" and 1
-otherwise), ``pixel_size`` in mm outside CT, an ``item`` name, and a table ``[metadata]`` of strings and numbers.
+otherwise, for MRI an estimate), ``pixel_size`` in mm outside CT, an ``item`` name, and a table ``[metadata]`` of
+strings and numbers.
 """
 
 from __future__ import annotations
@@ -74,6 +88,7 @@ from torch import Tensor
 
 from invdiff.datasets.files import Head
 from invdiff.datasets.geometry import placement
+from invdiff.datasets.kspace import kspace_measurement
 from invdiff.measurement import Measurement
 from invdiff.noise import ComplexGaussianNoise, GaussianNoise, Noise, PoissonLogNoise
 from invdiff.operators import CT, Blur, FanBeam, Inpainting, ParallelBeam, gaussian_psf
@@ -121,7 +136,10 @@ def read(path: Path) -> Measurement:
         raise ValueError(f"{toml.name}: unknown modality {modality!r}; known: {', '.join(MODALITIES)}.")
     section, build = MODALITIES[modality]
     table.known(*EVERYWHERE, section)
-    y, A = build(read_npy(npy), table.table(section), toml.parent)
+    stated = _noise(table.table("noise"), modality) if "noise" in table.values or modality != "mri" else None
+    y, A, scale, estimated = build(read_npy(npy), table.table(section), toml.parent)
+    noise = stated or estimated
+    assert noise is not None
     pixel_size = table.number("pixel_size", 0.0)
     if isinstance(A, CT):
         pixel_size = A.geometry.pixel_size
@@ -129,8 +147,8 @@ def read(path: Path) -> Measurement:
     if pixel_size > 0:
         metadata = {**placement(A.in_shape[-2:], pixel_size), **metadata}
     return Measurement(
-        y, A, _noise(table.table("noise"), complex_=A.out_complex),
-        image_scale=table.number("image_scale", 1.0),
+        y, A, noise,
+        image_scale=table.number("image_scale", scale),
         units=table.text("units", "1/mm" if isinstance(A, CT) else "relative"),
         item=table.text("item", npy.stem),
         metadata=metadata,
@@ -214,6 +232,12 @@ class _Table:
             raise ValueError(f"{self.where}: '{key}' must be finite, got {value}.")
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.where}: '{key}' must be true or false, got {value!r}.")
+        return value
+
     def integer(self, key: str, default: int | None = None) -> int:
         return int(self.get(key, (int,), "an integer", default))
 
@@ -227,7 +251,7 @@ class _Table:
         return _Table(self.get(key, (dict,), "a table", default), f"{self.where} [{key}]")
 
 
-Built = tuple[Tensor, Operator]
+Built = tuple[Tensor, Operator, float, Noise | None]  # y, A, image_scale unless stated, noise if it need not be stated
 
 
 def _parallel(data: np.ndarray, table: _Table, folder: Path) -> Built:
@@ -258,7 +282,7 @@ def _ct(data: np.ndarray, table: _Table, beam: Callable[..., Any], lengths: tupl
     supersampling = table.integer("supersampling", 1)
     if not 1 <= supersampling <= 64:
         raise ValueError(f"{table.where}: supersampling must lie between 1 and 64, got {supersampling}.")
-    return torch.from_numpy(data.astype(np.float32))[None], CT(geometry, supersampling=supersampling)
+    return torch.from_numpy(data.astype(np.float32))[None], CT(geometry, supersampling=supersampling), 1.0, None
 
 
 def _angles(table: _Table) -> list[float]:
@@ -288,7 +312,7 @@ def _blur(data: np.ndarray, table: _Table, folder: Path) -> Built:
         if array.ndim != 2 or array.dtype.kind not in "fiu":
             raise ValueError(f"{table.where}: the PSF must be a real array (y, x), got shape {array.shape}.")
         psf = torch.from_numpy(array.astype(np.float32))
-    return y, Blur(psf, (y.shape[0], y.shape[1], y.shape[2]))
+    return y, Blur(psf, (y.shape[0], y.shape[1], y.shape[2])), 1.0, None
 
 
 def _inpainting(data: np.ndarray, table: _Table, folder: Path) -> Built:
@@ -300,7 +324,14 @@ def _inpainting(data: np.ndarray, table: _Table, folder: Path) -> Built:
             f"{table.where}: the mask {tuple(mask.shape)} does not have the image's shape {tuple(y.shape)}."
         )
     mask = mask.expand(y.shape).clone()
-    return y * mask, Inpainting(mask)
+    return y * mask, Inpainting(mask), 1.0, None
+
+
+def _mri(data: np.ndarray, table: _Table, folder: Path) -> Built:
+    table.known("mask", "maps", "magnitude")
+    mask, maps = (_neighbour(table, key, folder) if key in table.values else None for key in ("mask", "maps"))
+    m = kspace_measurement(data, mask=mask, maps=maps, magnitude=table.flag("magnitude", True))
+    return m.y, m.A, m.image_scale, m.noise
 
 
 def _image(data: np.ndarray, table: _Table) -> Tensor:
@@ -319,20 +350,21 @@ def _neighbour(table: _Table, key: str, folder: Path) -> np.ndarray:
     return read_npy(folder / name)
 
 
-def _noise(table: _Table, *, complex_: bool) -> Noise:
+def _noise(table: _Table, modality: str) -> Noise:
     table.known("sigma", "n_photons")
     if len(table.values) != 1:
         raise ValueError(f"{table.where} must state either sigma or n_photons, it states {list(table.values)}.")
     if "n_photons" in table.values:
         return PoissonLogNoise(table.number("n_photons"))
     sigma = table.number("sigma")
-    return ComplexGaussianNoise(sigma) if complex_ else GaussianNoise(sigma)
+    return ComplexGaussianNoise(sigma) if modality == "mri" else GaussianNoise(sigma)
 
 
 # modality: (the table that describes its operator, what builds data and operator from it)
 MODALITIES: dict[str, tuple[str, Callable[[np.ndarray, _Table, Path], Built]]] = {
     "ct-parallel": ("geometry", _parallel),
     "ct-fan": ("geometry", _fan),
+    "mri": ("mri", _mri),
     "blur": ("blur", _blur),
     "inpainting": ("inpainting", _inpainting),
 }

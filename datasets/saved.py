@@ -1,4 +1,4 @@
-"""A Measurement written by Measurement.save (HDF5)."""
+"""A Measurement written by Measurement.save (.h5)."""
 
 from __future__ import annotations
 

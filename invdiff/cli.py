@@ -92,7 +92,7 @@ def demo(
 
 @app.command()
 def reconstruct(
-    file: Annotated[Path, typer.Argument(help="A saved Measurement (.h5) or an HTC 2022 file (.mat).")],
+    file: Annotated[Path, typer.Argument(help="A file (or a DICOM folder) in any known format, see 'invdiff list'.")],
     prior: Annotated[str, typer.Option(help="A shipped prior's name or a .safetensors file.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     algorithm: Annotated[str, typer.Option(help="See 'invdiff list'.")] = "daps",
@@ -103,17 +103,22 @@ def reconstruct(
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples.")] = 8,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at a time (default: all).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    views: Annotated[int | None, typer.Option(min=1, help="Use this many equispaced views (.mat).")] = None,
+    open_: Annotated[
+        list[str] | None,
+        typer.Option("--open", metavar="NAME=VALUE", help="An option of the file's format, e.g. row=3; repeatable."),
+    ] = None,
+    views: Annotated[int | None, typer.Option(min=1, help="Use this many equispaced views (CT).")] = None,
     angles: Annotated[
-        str | None, typer.Option(metavar="START:STOP", help="Use the views in this arc, degrees (.mat).")
+        str | None, typer.Option(metavar="START:STOP", help="Use the views in this arc, degrees (CT).")
     ] = None,
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
-    """Reconstruct one file: samples, mean, standard deviation, and a figure (next to FBP for CT)."""
+    """Reconstruct one file: samples, mean and standard deviation, as NIfTI too, and a figure (next to FBP for CT)."""
     from invdiff.algorithms import ALGORITHMS
     from invdiff.algorithms.configure import configure
     from invdiff.classical import FBP
+    from invdiff.datasets import open_measurement
     from invdiff.operators import CT
     from invdiff.plot import Row, save_panels
     from invdiff.priors import load_prior
@@ -124,13 +129,17 @@ def reconstruct(
         check_device(device)
         sampler = configure(lookup(ALGORITHMS, algorithm, "algorithm"), parse_assignments(set_ or []))
         loaded = load_prior(prior, device=device)
-        measurement = read_measurement(file, views=views, angles=angles).to(device=device)
+        options = parse_assignments(open_ or [], option="--open")
+        options |= {k: v for k, v in (("views", views), ("angles", parse_arc(angles))) if v is not None}
+        measurement = placed(open_measurement(file, **options)).to(device=device)
         loaded.in_model_units(measurement)  # do the two fit?
         posterior = sampler(
             loaded, measurement, n_samples=samples, seed=seed, batch_size=batch_size,
             callback=progress_bar(algorithm),
         )  # fmt: skip
         posterior.save(out, overwrite=overwrite)
+        name = re.sub(r"[^\w.+-]+", "-", measurement.item) or file.name.split(".")[0]
+        posterior.export(out / f"{name}.nii.gz", overwrite=True)
         classical = ("FBP", FBP()(None, measurement)) if isinstance(measurement.A, CT) else None
         row = Row(title=file.stem, posterior=posterior, classical=classical, reference=measurement.reference)
         save_panels([row], out / "figure.png")
@@ -183,6 +192,7 @@ def list_() -> None:
     """Operators, priors, algorithms, classical methods and file formats."""
     from invdiff.algorithms import ALGORITHMS
     from invdiff.classical import CLASSICAL
+    from invdiff.datasets import formats
     from invdiff.operators import OPERATORS
     from invdiff.priors import shipped_priors
 
@@ -191,7 +201,7 @@ def list_() -> None:
         ("classical", {k: _first_line(v) for k, v in CLASSICAL.items()}),
         ("priors", {k: _first_card_line(p) for k, p in shipped_priors().items()}),
         ("operators", {k: _first_line(v) for k, v in OPERATORS.items()}),
-        ("formats", FORMATS),
+        ("formats", {k: _first_line(m) for k, m in formats().items()}),
     ):
         table = Table("name", "what", title=title, title_justify="left", show_header=False)
         for name, what in entries.items():
@@ -293,26 +303,18 @@ def prior_info(
         console.print(levels)
 
 
-FORMATS = {
-    ".h5": "a Measurement written by Measurement.save",
-    ".mat": "Helsinki Tomography Challenge 2022: real fan-beam sinogram with its geometry",
-}
+def placed(measurement: Any) -> Any:
+    """The measurement with the place of its pixels in its metadata, where only its CT geometry knows it."""
+    from dataclasses import replace
 
+    from invdiff.datasets.geometry import placement
+    from invdiff.operators import CT
 
-def read_measurement(file: Path, *, views: int | None, angles: str | None) -> Any:
-    """A Measurement from any known file. Raises FileNotFoundError, or ValueError for another suffix."""
-    from invdiff.datasets import read_htc
-    from invdiff.measurement import Measurement
-
-    if not file.is_file():
-        raise FileNotFoundError(f"No such file: {file}")
-    if file.suffix not in FORMATS:
-        raise ValueError(f"Unknown file type {file.suffix!r} of {file.name}; known: {', '.join(FORMATS)}.")
-    if file.suffix == ".mat":
-        return read_htc(file, views=views, angles=parse_arc(angles))
-    if views is not None or angles is not None:
-        raise ValueError("--views and --angles choose views of a .mat file; a saved Measurement is used as it is.")
-    return Measurement.load(file)
+    if "affine" in measurement.metadata or not isinstance(measurement.A, CT):
+        return measurement
+    geometry = measurement.A.geometry
+    place = placement(geometry.image_shape, geometry.pixel_spacing)
+    return replace(measurement, metadata={**measurement.metadata, **place})
 
 
 def check_device(device: str) -> None:
@@ -334,20 +336,22 @@ def parse_arc(text: str | None) -> tuple[float, float] | None:
     return start, stop
 
 
-def parse_assignments(texts: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs: numbers and booleans as in TOML, anything else is text. Raises ValueError."""
+def parse_assignments(texts: list[str], *, option: str = "--set") -> dict[str, Any]:
+    """``NAME=VALUE`` pairs: numbers, booleans and lists as in TOML, anything else is text. Raises ValueError."""
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f"--set takes NAME=VALUE, got {text!r}.")
-        values[name.strip()] = _number(value.strip())
+            raise ValueError(f"{option} takes NAME=VALUE, got {text!r}.")
+        values[name.strip()] = _value(value.strip())
     return values
 
 
-def _number(text: str) -> Any:
+def _value(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
+    if text.startswith("[") and text.endswith("]"):
+        return [_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
     for kind in (int, float):
         try:
             return kind(text)
@@ -371,9 +375,9 @@ def lookup(table: dict[str, type], name: str, what: str) -> Any:
     raise KeyError(f"No {what} {name!r}; there are {', '.join(table)} (or package.module:Class).")
 
 
-def _first_line(cls: type) -> str:
+def _first_line(what: Any) -> str:
     """The first paragraph of a docstring, as plain text."""
-    paragraph = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+    paragraph = " ".join((what.__doc__ or "").strip().split("\n\n")[0].split())
     return re.sub(r":class:|`|\*", "", paragraph)
 
 

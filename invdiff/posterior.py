@@ -85,6 +85,27 @@ class Posterior:
 
         return cls(**load_posterior(Path(folder)))
 
+    def export(self, path: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write files that other programs open; the name's ending says which. Each is written aside and renamed.
+
+        ``x.nii.gz`` or ``x.nii``: NIfTI images named as BIDS derivatives, ``x_desc-mean_image.nii.gz``,
+        ``x_desc-std_image.nii.gz`` and ``x_desc-samples_image.nii.gz``, each with a JSON sidecar. The affine is that of
+        the measurement's metadata (``"affine"``, a list of four lists of four numbers, from the index (x, y, z) to mm
+        in RAS), else a centred grid of its ``"voxel_size_mm"`` or ``"pixel_size_mm"``.
+        ``x.h5``: the mean as fastMRI's evaluation reads it, dataset ``reconstruction`` (slice, y, x).
+        ``x.png``: a figure of mean, one sample and standard deviation.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: another ending; DICOM is refused, for these are no acquired images.
+            FileExistsError: a file exists and ``overwrite`` is False.
+        """
+        from invdiff.storage import export_posterior
+
+        return export_posterior(self, Path(path), overwrite=overwrite)
+
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.samples.shape))
         return f"Posterior({shape} {self.units}, {self.algorithm or 'unnamed'}, nfe={self.nfe:g}, {self.seconds:.1f} s)"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
+import io
 import json
 import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,106 @@ def load_posterior(folder: Path) -> dict[str, Any]:
             return {"samples": f.get_tensor("samples"), **json.loads(f.metadata()["invdiff"])}
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was not written by Posterior.save, or is truncated ({error}).") from None
+
+
+def export_posterior(p: Any, path: Path, *, overwrite: bool) -> list[Path]:
+    """Write a :class:`invdiff.Posterior` for other programs; see :meth:`invdiff.Posterior.export`."""
+    name = path.name.lower()
+    if name.endswith((".dcm", ".dicom")) or path.name == "DICOMDIR":
+        raise ValueError(
+            "DICOM is not written: means and samples of a posterior are no acquired images, and in an archive they "
+            "would pass for some. Write NIfTI (.nii.gz), which carries the same affine."
+        )
+    ending = next((e for e in EXPORTS if name.endswith(e) and len(name) > len(e)), None)
+    if ending is None:
+        raise ValueError(f"A posterior is exported to {', '.join(EXPORTS)}, got {path.name!r}.")
+    contents = EXPORTS[ending](p, path.name[: -len(ending)], ending)
+    if not overwrite:
+        for file in contents:
+            if (path.parent / file).exists():
+                raise FileExistsError(f"{path.parent / file} exists. Choose another name, or allow overwriting.")
+    for file, content in contents.items():
+        with atomic_path(path.parent / file) as tmp:
+            tmp.write_bytes(content)
+    return [path.parent / file for file in contents]
+
+
+def _export_nifti(p: Any, stem: str, suffix: str) -> dict[str, bytes]:
+    """Mean, standard deviation and samples, each an image and its JSON sidecar, by file name."""
+    import nibabel
+
+    affine = posterior_affine(p)
+    images = {"mean": ("Posterior mean", p.mean[None])}
+    if p.n_samples > 1:
+        images["std"] = ("Posterior standard deviation of every voxel", p.std[None])
+        images["samples"] = ("Posterior samples, along the fourth dimension", p.samples)
+    files: dict[str, bytes] = {}
+    for desc, (description, x) in images.items():
+        n, channels, *space = x.shape
+        voxels = x.detach().cpu().float().numpy().reshape(n, channels, -1, *space[-2:])
+        voxels = voxels.transpose(4, 3, 2, 0, 1)  # x, y, z, sample, channel
+        while voxels.ndim > 3 and voxels.shape[-1] == 1:
+            voxels = voxels[..., 0]
+        image = nibabel.Nifti1Image(voxels, affine)
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = b"invdiff: " + description.encode()
+        content = image.to_bytes()
+        files[f"{stem}_desc-{desc}_image{suffix}"] = (
+            gzip.compress(content, mtime=0) if suffix.endswith("gz") else content
+        )
+        sidecar = {
+            "Description": f"{description} of an image, inferred from a measurement; not an acquired image.",
+            "Units": p.units, "Algorithm": p.algorithm, "Prior": p.prior, "Seed": p.seed, "Item": p.item,
+            "NumberOfSamples": p.n_samples, "Metadata": p.metadata,
+        }  # fmt: skip
+        files[f"{stem}_desc-{desc}_image.json"] = (json.dumps(sidecar, indent=2) + "\n").encode()
+    return files
+
+
+def posterior_affine(p: Any) -> np.ndarray:
+    """The 4 x 4 affine from the index (x, y, z) to mm: the metadata's "affine"; else a grid centred on the origin, row
+    0 at the largest y, with the metadata's "voxel_size_mm" (x, y, z) or "pixel_size_mm", or voxels of 1 mm."""
+    given = p.metadata.get("affine")
+    if given is not None:
+        affine = np.asarray(given, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ValueError(f"The metadata's affine must be 4 x 4 finite numbers, got {given!r}.")
+        return affine
+    size = np.ones(3)
+    known = np.ravel(p.metadata.get("voxel_size_mm", p.metadata.get("pixel_size_mm", 1.0))).astype(np.float64)
+    size[: 3 if known.size == 3 else 2] = known
+    sign = np.array([1.0, -1.0, 1.0])
+    shape = np.array([*p.samples.shape[:1:-1], 1])[:3]
+    affine = np.diag([*(size * sign), 1.0])
+    affine[:3, 3] = -(shape - 1) / 2 * size * sign
+    return affine
+
+
+def _export_hdf5(p: Any, stem: str, suffix: str) -> dict[str, bytes]:
+    """The posterior mean as fastMRI's evaluation expects it: dataset ``reconstruction`` (slice, y, x)."""
+    mean = p.mean.detach().cpu().float()
+    if mean.shape[0] == 2:  # real and imaginary part
+        mean = torch.linalg.vector_norm(mean, dim=0, keepdim=True)
+    if mean.shape[0] != 1:
+        raise ValueError(f"fastMRI files hold magnitude images of one channel, this posterior has {mean.shape[0]}.")
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as f:
+        f["reconstruction"] = mean.reshape(-1, *mean.shape[-2:]).numpy()
+        f.attrs["description"] = "posterior mean, not an acquired image"
+    return {f"{stem}{suffix}": stream.getvalue()}
+
+
+def _export_figure(p: Any, stem: str, suffix: str) -> dict[str, bytes]:
+    from invdiff.plot import Row, panels
+
+    stream = io.BytesIO()
+    panels([Row(title=p.item, posterior=p)]).savefig(stream, format="png")
+    return {f"{stem}{suffix}": stream.getvalue()}
+
+
+EXPORTS: dict[str, Callable[[Any, str, str], dict[str, bytes]]] = {
+    ".nii.gz": _export_nifti,
+    ".nii": _export_nifti,
+    ".h5": _export_hdf5,
+    ".png": _export_figure,
+}

@@ -53,3 +53,70 @@ def test_a_point_estimate_has_no_standard_deviation() -> None:
         P.quantile(1.5)
     with pytest.raises(ValueError, match=r"\(0, 1\)"):
         P.interval(90)
+
+
+AFFINE = [[-0.8, 0.0, 0.1, 12.0], [0.0, 0.9, 0.0, -4.0], [0.1, 0.0, 2.0, 3.0], [0.0, 0.0, 0.0, 1.0]]
+
+
+def test_nifti_carries_values_axes_and_affine(tmp_path: Path) -> None:
+    import nibabel
+
+    p = Posterior(samples=torch.rand(3, 1, 4, 6, 5), units="1/mm", item="scan", metadata={"affine": AFFINE})
+    files = p.export(tmp_path / "scan.nii.gz")
+    assert sorted(f.name for f in files) == sorted(
+        f"scan_desc-{d}_image.{e}" for d in ("mean", "std", "samples") for e in ("nii.gz", "json")
+    )
+    for desc, truth in (("mean", p.mean), ("std", p.std)):
+        image = nibabel.load(tmp_path / f"scan_desc-{desc}_image.nii.gz")
+        torch.testing.assert_close(torch.from_numpy(image.get_fdata()).permute(2, 1, 0)[None], truth.double())
+        assert abs(image.affine - AFFINE).max() < 1e-6
+        assert image.header.get_xyzt_units()[0] == "mm"
+    samples = nibabel.load(tmp_path / "scan_desc-samples_image.nii.gz").get_fdata()
+    torch.testing.assert_close(torch.from_numpy(samples[..., 1]).permute(2, 1, 0), p.samples[1, 0].double())
+    with pytest.raises(FileExistsError, match="exists"):
+        p.export(tmp_path / "scan.nii.gz")
+    p.export(tmp_path / "scan.nii.gz", overwrite=True)
+
+
+def test_without_an_affine_the_grid_is_centred(tmp_path: Path) -> None:
+    import nibabel
+
+    for metadata, size in (
+        ({"pixel_size_mm": 0.5}, (0.5, 0.5, 1)),
+        ({"voxel_size_mm": [2, 3, 4]}, (2, 3, 4)),
+        ({}, (1,) * 3),
+    ):
+        p = Posterior(samples=torch.rand(1, 1, 6, 5), metadata=metadata)
+        (file, _) = p.export(tmp_path / "x.nii", overwrite=True)
+        image = nibabel.load(file)
+        assert image.header.get_zooms() == pytest.approx(size)
+        middle = image.affine @ [2, 2.5, 0, 1]
+        assert middle[:3] == pytest.approx(0)
+
+
+def test_two_channels_are_kept_in_nifti_and_combined_for_fastmri(tmp_path: Path) -> None:
+    import h5py
+    import nibabel
+
+    p = Posterior(samples=torch.rand(2, 2, 6, 5))
+    p.export(tmp_path / "x.nii.gz")
+    image = nibabel.load(tmp_path / "x_desc-mean_image.nii.gz")
+    assert image.shape == (5, 6, 1, 1, 2)
+    torch.testing.assert_close(torch.from_numpy(image.get_fdata())[:, :, 0, 0].permute(2, 1, 0), p.mean.double())
+    p.export(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5") as f:
+        torch.testing.assert_close(
+            torch.from_numpy(f["reconstruction"][:]), p.mean.square().sum(0, keepdim=True).sqrt()
+        )
+    (png,) = p.export(tmp_path / "x.png")
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_dicom_is_refused_with_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no acquired images.*Write NIfTI"):
+        P.export(tmp_path / "x.dcm")
+    with pytest.raises(ValueError, match=r"exported to \.nii\.gz, \.nii, \.h5, \.png, got 'x\.tiff'"):
+        P.export(tmp_path / "x.tiff")
+    with pytest.raises(ValueError, match="4 x 4"):
+        Posterior(samples=SAMPLES, metadata={"affine": [[1, 2]]}).export(tmp_path / "x.nii")
+    assert not list(tmp_path.iterdir())

@@ -170,7 +170,7 @@ def dxchange(folder: Path, **changes: Any) -> Path:
 def npy_toml(folder: Path) -> Path:
     np.save(folder / "scan.npy", np.random.default_rng(4).normal(size=(6, 20)).astype(np.float32))
     (folder / "scan.toml").write_text(
-        'modality = "ct-parallel"\nimage_scale = 0.02\n[geometry]\nimage_shape = [12, 12]\npixel_size = 1.0\n'
+        'modality = "ct-parallel"\nimage_scale = 0.02\n[geometry]\nimage_shape = [16, 16]\npixel_size = 1.0\n'
         "angles = {start = 0, stop = 180, n = 6}\ndetector_spacing = 1.0\n[noise]\nsigma = 0.1\n"
     )
     return folder / "scan.npy"
@@ -195,8 +195,8 @@ def htc(folder: Path) -> Path:
 
 
 def saved(folder: Path) -> Path:
-    x = torch.rand(1, 12, 10, generator=torch.Generator().manual_seed(0))
-    Measurement.simulate(x, Identity((1, 12, 10)), GaussianNoise(0.1), seed=0).save(folder / "m.h5")
+    x = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    Measurement.simulate(x, Identity((1, 16, 16)), GaussianNoise(0.1), seed=0).save(folder / "m.h5")
     return folder / "m.h5"
 
 

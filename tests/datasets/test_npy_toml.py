@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from invdiff import datasets
+from invdiff import ComplexGaussianNoise, datasets
 from invdiff.datasets import npy_toml
 from invdiff.operators import CT, Blur, FanBeam, Inpainting
 
@@ -19,12 +19,15 @@ EXAMPLES = {
     re.search('modality = "(.*)"', text).group(1): textwrap.dedent(text)  # type: ignore[union-attr]
     for text in re.findall(r"::\n\n(.*?)(?=\n\n\S)", npy_toml.__doc__, re.DOTALL)
 }
-SHAPES = {"ct-parallel": (60, 150), "ct-fan": (90, 150), "blur": (20, 24), "inpainting": (20, 24)}
+SHAPES = {"ct-parallel": (60, 150), "ct-fan": (90, 150), "mri": (3, 20, 24), "blur": (20, 24), "inpainting": (20, 24)}
 
 
 def write(folder: Path, modality: str, toml: str | None = None, data: np.ndarray | None = None) -> Path:
     shape = SHAPES.get(modality, (4, 4))
-    np.save(folder / "scan.npy", np.random.default_rng(0).random(shape) if data is None else data)
+    rng = np.random.default_rng(0)
+    complex_ = 1j * rng.random(shape) if modality == "mri" else 0
+    np.save(folder / "scan.npy", rng.random(shape) + complex_ if data is None else data)
+    np.save(folder / "maps.npy", np.full((3, 20, 24), 3**-0.5, np.complex64))
     np.save(folder / "mask.npy", np.arange(20 * 24).reshape(20, 24) % 3 > 0)
     (folder / "scan.toml").write_text(EXAMPLES[modality] if toml is None else toml)
     return folder / "scan.npy"
@@ -33,7 +36,7 @@ def write(folder: Path, modality: str, toml: str | None = None, data: np.ndarray
 @pytest.mark.parametrize("modality", SHAPES)
 def test_every_documented_example_runs(tmp_path: Path, modality: str) -> None:
     m = datasets.open(write(tmp_path, modality))
-    assert m.y.shape[-2:] == SHAPES[modality]
+    assert m.y.shape[-2:] == SHAPES[modality][-2:]
     again = datasets.open(tmp_path / "scan.toml")
     assert torch.equal(again.y, m.y)
 
@@ -52,6 +55,13 @@ def test_values_and_geometry(tmp_path: Path) -> None:
     blur = datasets.open(write(tmp_path, "blur"))
     assert isinstance(blur.A, Blur)
     assert float(blur.A.psf.sum()) == pytest.approx(1)
+    mri = datasets.open(write(tmp_path, "mri"))
+    assert mri.noise == ComplexGaussianNoise(0.01)
+    assert mri.A.in_shape == (1, 20, 24)
+    estimated = EXAMPLES["mri"].replace("[noise]", "").replace("sigma", "# sigma").replace("true", "false")
+    mri = datasets.open(write(tmp_path, "mri", estimated))
+    assert mri.A.in_shape == (2, 20, 24)
+    assert mri.noise.sigma > 0.1
     inpainting = datasets.open(write(tmp_path, "inpainting"))
     assert isinstance(inpainting.A, Inpainting)
     assert float((inpainting.y != 0).float().mean()) == pytest.approx(2 / 3, abs=0.01)
