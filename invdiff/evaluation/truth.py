@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -473,35 +474,47 @@ COLOURS = {
 }
 
 
+# of the figure: what is shown, its name, colour from (log2 of) the value, number in the cell
+PANELS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
+    ("gap_db", "error of the mean above exact draws, dB", lambda v: v / 6),
+    ("spread_skill", "spread over skill (1: calibrated)", lambda v: math.log2(max(v, 1e-3))),
+    ("chi2", "data chi2 (1: fits the noise)", lambda v: math.log2(max(v, 1e-3)) / 2),
+)
+
+
 def plot(records: Sequence[Record]) -> Figure:
-    """MMSE gap (top) and spread-skill ratio (bottom) of every row, a column per problem."""
+    """MMSE gap, spread-skill ratio and chi2 of every row and problem, as coloured tables; white is exact."""
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     problems = _by_problem(records)
     rows = list(dict.fromkeys(r.row for r in records))
-    place = {row: len(rows) - i for i, row in enumerate(rows)}
-    size = (2.2 + 1.45 * len(problems), 1.6 + 0.42 * len(rows))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    axes = figure.subplots(2, len(problems), squeeze=False, sharey=True)
-    limits = {"gap_db": (-0.5, 12.0), "spread_skill": (0.0, 2.0)}
-    for column, (name, members) in enumerate(problems.items()):
-        for line, (key, (lo, hi)) in enumerate(limits.items()):
-            ax = axes[line, column]
+    labels = {r.row: r.label for r in records}
+    size = (2.6 + 3 * (0.5 + 0.44 * len(problems)), 1.9 + 0.29 * len(rows))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    axes = figure.subplots(1, len(PANELS), sharey=True)
+    for ax, (key, title, colour) in zip(axes, PANELS, strict=True):
+        values = np.full((len(rows), len(problems)), np.nan)
+        for column, members in enumerate(problems.values()):
             for r in members:
-                if key in r.values:
-                    v, y = r.values[key], place[r.row]
-                    shown = min(max(v, lo), hi)
-                    ax.plot(shown, y, "o" if shown == v else ">", color=COLOURS[r.label], markersize=4, clip_on=False)
-            ax.axvline(0 if key == "gap_db" else 1, color="0.7", linewidth=0.8, zorder=0)
-            ax.set(xlim=(lo, hi), ylim=(0.4, len(rows) + 0.6))
-            ax.set_yticks(list(place.values()), list(place), fontsize=6)
-            ax.tick_params(axis="x", labelsize=6)
-            ax.grid(axis="y", linewidth=0.3)
-            ax.set_xlabel("MMSE gap, dB" if key == "gap_db" else "spread-skill ratio", fontsize=7)
-        axes[0, column].set_title(name, fontsize=7)
-    handles = [Line2D([], [], marker="o", linestyle="", color=c, label=k) for k, c in COLOURS.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7, frameon=False)
+                values[rows.index(r.row), column] = r.values.get(key, np.nan)
+        shades = np.vectorize(lambda v, colour=colour: np.nan if np.isnan(v) else colour(v))(values)
+        ax.imshow(shades, cmap="RdBu_r", vmin=-1.6, vmax=1.6, aspect="auto")
+        for (i, j), v in np.ndenumerate(values):
+            if not np.isnan(v):
+                text = f"{v:.1f}" if key == "gap_db" else f"{v:.2f}" if v < 9.995 else f"{v:.0f}"
+                text = ">999" if v >= 999.5 else "0.0" if text == "-0.0" else text
+                ink = "white" if abs(shades[i, j]) > 1.0 else "black"
+                ax.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
+        ax.set_title(title, fontsize=11)
+        ax.set_xticks(range(len(problems)), list(problems), rotation=40, ha="right", fontsize=9)
+        ax.set_yticks(range(len(rows)), rows, fontsize=10)
+        for tick, row in zip(axes[0].get_yticklabels(), rows, strict=True):
+            tick.set_color(COLOURS[labels[row]])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    handles = [Patch(color=c, label=k) for k, c in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=10, frameon=False)
     return figure
 
 
