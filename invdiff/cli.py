@@ -1,4 +1,4 @@
-"""The command line: ``invdiff demo | reconstruct | truth | list | cite | train | prior info``."""
+"""The command line: ``invdiff demo | reconstruct | truth | list | cite | train | prior info | bench``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from invdiff.benchmark.cli import app as bench_app
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Diffusion posterior sampling for imaging inverse problems.",
 )  # fmt: skip
 prior_app = typer.Typer(no_args_is_help=True, help="What is known about a prior.")
 app.add_typer(prior_app, name="prior")
+app.add_typer(bench_app, name="bench")
 console = Console()
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow a non-empty output folder.")]
