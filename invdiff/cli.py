@@ -1,4 +1,4 @@
-"""The command line: ``invdiff demo | reconstruct | truth | list | cite | train | prior info | bench``."""
+"""The command line: ``invdiff demo | reconstruct | truth | list | cite | train | prior info | prior convert | bench``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Diffusion posterior sampling for imaging inverse problems.",
 )  # fmt: skip
-prior_app = typer.Typer(no_args_is_help=True, help="What is known about a prior.")
+prior_app = typer.Typer(no_args_is_help=True, help="What is known about a prior; published checkpoints as priors.")
 app.add_typer(prior_app, name="prior")
 app.add_typer(bench_app, name="bench")
 console = Console()
@@ -264,16 +264,23 @@ def train(
 _CURVE = {"sigma": "sigma", "noisy": "noisy", "tv": "TV", "linear": "linear", "prior": "prior"}
 
 
+PriorOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="What the file leaves open, e.g. size=256; repeatable."),
+]
+
+
 @prior_app.command("info")
 def prior_info(
-    name: Annotated[str, typer.Argument(help="A shipped prior's name or a .safetensors file.")],
+    name: Annotated[str, typer.Argument(help="A shipped prior's name, a checkpoint, or a folder of diffusers.")],
+    set_: PriorOptions = None,
 ) -> None:
     """Everything known about a prior."""
     from invdiff.priors import load_prior
     from invdiff.priors.latent import LatentPrior
 
     try:
-        p = load_prior(name)
+        p = load_prior(name, **parse_assignments(set_ or []))
     except USER_ERRORS as error:
         fail(error)
     latent = " x ".join(map(str, p.shape)) if isinstance(p, LatentPrior) else ""
@@ -304,6 +311,34 @@ def prior_info(
         for r in curve:
             levels.add_row(*(f"{v:g}" if k == "sigma" else f"{v:.1f}" for k, v in r.items()))
         console.print(levels)
+
+
+@prior_app.command("convert")
+def prior_convert(
+    source: Annotated[str, typer.Argument(help="A published checkpoint, or a folder of diffusers.")],
+    out: Annotated[Path, typer.Argument(help="The prior's file, .safetensors.")],
+    half: Annotated[bool, typer.Option("--half", help="Weights in fp16 rather than fp32.")] = False,
+    set_: PriorOptions = None,
+    trusted: Annotated[
+        bool, typer.Option("--i-trust-this-file", help="Read a pickle too, in a process of its own.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a published checkpoint as a prior of this package."""
+    import torch
+
+    from invdiff.priors.checkpoints import read_checkpoint
+
+    try:
+        if out.exists() and not overwrite:
+            raise FileExistsError(f"{out} exists. Choose another name, or allow replacing it (--overwrite).")
+        options = parse_assignments(set_ or [])
+        checkpoint = read_checkpoint(source, trusted=trusted, **options)
+        checkpoint.prior()  # do the weights fit?
+        checkpoint.save(out, dtype=torch.float16 if half else torch.float32)
+    except USER_ERRORS as error:
+        fail(error)
+    console.print(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB, {'fp16' if half else 'fp32'})")
 
 
 def placed(measurement: Any) -> Any:

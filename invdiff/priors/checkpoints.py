@@ -1,32 +1,192 @@
-"""Reading and writing priors: one safetensors file with everything in its header.
+"""Reading and writing priors: every known file becomes a :class:`Checkpoint`, and a checkpoint becomes a prior.
 
-The header holds, as JSON under the key ``invdiff``: the network's constructor arguments, the parametrisation,
-image shape, noise range and the :class:`~invdiff.priors.denoiser.PriorInfo`. Weights are stored in fp16 and
-loaded in fp32. A latent prior keeps both networks in the file; its header then has the key ``autoencoder``.
+A format is a module of this folder with two functions, entered in :func:`formats`:
+
+    matches(file: File) -> bool                               looks at names only, never raises
+    read(file: File, *, <options>) -> Checkpoint              raises ValueError on a bad file
+
+Our own format is one safetensors file. Its header holds, as JSON under the key ``invdiff``: the network's class and
+constructor arguments, the parametrisation, image shape, noise range and the
+:class:`~invdiff.priors.denoiser.PriorInfo`. A latent prior keeps both networks in the file; its header then has the
+key ``autoencoder``. The networks of this package are stored in fp16 and loaded in fp32.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
+import pickle
+import tempfile
+import warnings
+import zipfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from invdiff.priors.adm import ADMUNet
 from invdiff.priors.autoencoder import Autoencoder
-from invdiff.priors.denoiser import EDMDenoiser, NetworkPrior, PriorInfo
+from invdiff.priors.denoiser import (
+    DDPMDenoiser,
+    EDMDenoiser,
+    NetworkPrior,
+    PriorInfo,
+    Rescaled,
+    ScoreDenoiser,
+    VEDenoiser,
+    VPDenoiser,
+)
+from invdiff.priors.edm import DhariwalUNet, SongUNet
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.networks import UNet
 
 ZOO = Path(__file__).parent / "zoo"
 _AUTOENCODER = "autoencoder."
+_OLD, _NEW = "invdiff-prior-1", "invdiff-prior-2"  # the first: UNet and EDMDenoiser only
+
+# Classes that a checkpoint may name; those of diffusers are in loaders_diffusers.
+NETWORKS: dict[str, type[nn.Module]] = {
+    "UNet": UNet, "ADMUNet": ADMUNet, "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "Autoencoder": Autoencoder,
+}  # fmt: skip
+DENOISERS: dict[str, type[nn.Module]] = {
+    "EDMDenoiser": EDMDenoiser, "DDPMDenoiser": DDPMDenoiser, "VPDenoiser": VPDenoiser, "VEDenoiser": VEDenoiser,
+    "ScoreDenoiser": ScoreDenoiser,
+}  # fmt: skip
 
 
 def shipped_priors() -> dict[str, Path]:
     """Name to file of the priors that come with the package."""
     return {path.stem: path for path in sorted(ZOO.glob("*.safetensors"))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network as plain data.
+
+    Attributes:
+        name: a key of :data:`NETWORKS`, or a class of diffusers.
+        arguments: of its constructor, as JSON can hold them.
+        weights: its state dict.
+        prefix: of the weights' names in the file, which messages repeat.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    weights: dict[str, Tensor]
+    prefix: str = ""
+
+    def build(self, source: str) -> nn.Module:
+        """The module with its weights in fp32. Raises ValueError unless they fit key for key, shape for shape."""
+        if self.name in NETWORKS:
+            module = NETWORKS[self.name](**self.arguments)
+        else:
+            from invdiff.priors.loaders_diffusers import network
+
+            module = network(self.name, self.arguments)
+        own = module.state_dict()
+        if set(own) != set(self.weights):
+            missing, unexpected = (
+                [self.prefix + k for k in sorted(a - b)][:3]
+                for a, b in ((set(own), set(self.weights)), (set(self.weights), set(own)))
+            )
+            raise ValueError(f"{source} does not fit its network: missing {missing}, unexpected {unexpected}.")
+        if wrong := [k for k, v in own.items() if v.shape != self.weights[k].shape]:
+            k = wrong[0]
+            raise ValueError(
+                f"{source} does not fit its network in {len(wrong)} shapes: {self.prefix + k!r} should be "
+                f"{tuple(own[k].shape)}, it is {tuple(self.weights[k].shape)}."
+            )
+        module.load_state_dict({k: v.float() for k, v in self.weights.items()})
+        return module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a prior's file holds, as plain data: the one thing that every format is read into.
+
+    Attributes:
+        network: of the images, or of the latents.
+        denoiser: ``{"class": a key of DENOISERS, its arguments besides the network, ...}``.
+        shape: of the images or latents, (channel, y, x).
+        sigma_min, sigma_max: in model units, in which images lie in [-1, 1].
+        data_range: values (lo, hi) of the network's images that are -1 and +1 in model units.
+        autoencoder: of a latent prior.
+    """
+
+    network: Network
+    denoiser: dict[str, Any]
+    shape: tuple[int, ...]
+    sigma_min: float
+    sigma_max: float
+    info: PriorInfo
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    autoencoder: Network | None = None
+
+    def prior(self, *, device: torch.device | str = "cpu") -> NetworkPrior | LatentPrior:
+        """The prior. Raises ValueError unless the weights fit the networks key for key."""
+        net = _placed(self.network.build(self.info.name), device)
+        arguments = {k: v for k, v in self.denoiser.items() if k != "class"}
+        module = DENOISERS[self.denoiser["class"]](net, **arguments)
+        if tuple(self.data_range) != (-1.0, 1.0):
+            module = Rescaled(module, *self.data_range)
+        prior = NetworkPrior(
+            module, self.shape, sigma_min=self.sigma_min, sigma_max=self.sigma_max, info=self.info
+        )  # fmt: skip
+        if self.autoencoder is None:
+            return prior
+        autoencoder = _placed(self.autoencoder.build(self.info.name), device)
+        if not isinstance(autoencoder, Autoencoder):
+            from invdiff.priors.loaders_diffusers import DiffusersAutoencoder
+
+            autoencoder = DiffusersAutoencoder(autoencoder)
+        return LatentPrior.from_autoencoder(autoencoder, prior)
+
+    def save(self, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write our format, atomically, with weights in ``dtype`` (float16 or float32)."""
+        from safetensors.torch import save_file
+
+        from invdiff.storage import atomic_path
+
+        if path.suffix != ".safetensors":
+            raise ValueError(f"A prior file ends in .safetensors, got {path.name!r}.")
+        if dtype not in (torch.float16, torch.float32):
+            raise ValueError(f"Weights are written as float16 or float32, got {dtype}.")
+        header = {
+            "network": {"class": self.network.name, "arguments": self.network.arguments},
+            "denoiser": self.denoiser,
+            "shape": self.shape,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "data_range": self.data_range,
+            "info": {k: v for k, v in dataclasses.asdict(self.info).items() if k != "sha256"},
+        }
+        tensors, version = dict(self.network.weights), _NEW
+        if self.autoencoder is not None:
+            header["autoencoder"] = {"class": self.autoencoder.name, "arguments": self.autoencoder.arguments}
+            tensors |= {_AUTOENCODER + k: v for k, v in self.autoencoder.weights.items()}
+        if (self.network.name, self.denoiser["class"]) == ("UNet", "EDMDenoiser"):
+            version = _OLD
+            header |= {"network": self.network.arguments, "sigma_data": self.denoiser["sigma_data"]}
+            del header["denoiser"], header["data_range"]
+            if self.autoencoder is not None:
+                header["autoencoder"] = self.autoencoder.arguments
+        weights = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in tensors.items()}
+        if overflow := [k for k, v in weights.items() if not bool(v.isfinite().all())]:
+            raise ValueError(f"{overflow[0]!r} is not finite in {dtype}; write float32 instead.")
+        with atomic_path(path) as tmp:
+            save_file(weights, tmp, metadata={"format": version, "invdiff": json.dumps(header)})
+
+
+def _placed(module: nn.Module, device: torch.device | str) -> nn.Module:
+    # channels_last is the faster layout, but on the CPU torch's GroupNorm is about ten times less accurate in it:
+    # published networks stay as they were trained (NetworkPrior.fast changes that)
+    own = isinstance(module, UNet | Autoencoder)
+    return module.to(device=device, memory_format=torch.channels_last if own else torch.preserve_format)  # type: ignore[call-overload]
 
 
 def save_prior(
@@ -40,82 +200,184 @@ def save_prior(
     info: PriorInfo,
     autoencoder: Autoencoder | None = None,
 ) -> None:
-    """Write a prior, atomically.
+    """Write a trained prior in fp16, atomically.
 
     Args:
         network: constructor arguments of :class:`~invdiff.priors.networks.UNet`.
         shape, sigma_min, sigma_max, info: see :class:`~invdiff.priors.denoiser.Prior`.
         autoencoder: of a latent prior; ``shape`` is that of its latents.
     """
-    from safetensors.torch import save_file
-
-    from invdiff.storage import atomic_path
-
-    header = {
-        "network": network,
-        "sigma_data": denoiser.sigma_data,
-        "shape": shape,
-        "sigma_min": sigma_min,
-        "sigma_max": sigma_max,
-        "info": {k: v for k, v in dataclasses.asdict(info).items() if k != "sha256"},
-    }
-    tensors = dict(denoiser.net.state_dict())
-    if autoencoder is not None:
-        header["autoencoder"] = autoencoder.arguments
-        tensors |= {_AUTOENCODER + k: v for k, v in autoencoder.state_dict().items()}
-    weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in tensors.items()}
-    with atomic_path(path) as tmp:
-        save_file(weights, tmp, metadata={"format": "invdiff-prior-1", "invdiff": json.dumps(header)})
+    Checkpoint(
+        network=Network(name="UNet", arguments=network, weights=denoiser.net.state_dict()),
+        denoiser={"class": "EDMDenoiser", "sigma_data": denoiser.sigma_data},
+        shape=shape,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        info=info,
+        autoencoder=autoencoder
+        and Network(name="Autoencoder", arguments=autoencoder.arguments, weights=autoencoder.state_dict()),
+    ).save(path, dtype=torch.float16)
 
 
-def load_prior(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> NetworkPrior | LatentPrior:
-    """A shipped prior by name (``invdiff list`` shows them), or one from a ``.safetensors`` file.
+@dataclass(frozen=True)
+class File:
+    """What a format recognises a file by.
 
-    Raises:
-        KeyError: neither a shipped name nor a file.
-        ValueError: a file of another kind, or weights that do not match the network key for key.
+    Attributes:
+        path: of the file or folder.
+        content: of a safetensors or torch file, what it holds: names to tensors, or nested dicts of them. Empty for
+            a folder.
+        metadata: of a safetensors file.
     """
+
+    path: Path
+    content: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, *, trusted: bool = False) -> File:
+        """Look at ``path``; nothing in it is executed.
+
+        Args:
+            trusted: read pickles of arbitrary objects too, in another process (:mod:`invdiff.priors.pickles`).
+
+        Raises:
+            FileNotFoundError; ValueError: truncated, a pickle of arbitrary objects, or no weights at all.
+        """
+        if path.is_dir():
+            return cls(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No such file: {path}")
+        with path.open("rb") as f:
+            start = f.read(16)
+        if start[8:9] == b"{" or path.suffix == ".safetensors":
+            tensors, metadata = read_safetensors(path)
+            return cls(path, tensors, metadata)
+        if start.startswith((b"PK\x03\x04", b"\x80")):
+            return cls(path, _unpickled(path) if trusted else read_torch(path))
+        raise ValueError(f"{path.name} is no safetensors file, no torch file and no folder of diffusers.")
+
+    def sha256(self) -> str:
+        """Of the file."""
+        with self.path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
+
+
+def _digest(f: Any) -> str:  # Python 3.10
+    h = hashlib.sha256()
+    while block := f.read(1 << 20):
+        h.update(block)
+    return h.hexdigest()
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    from invdiff.priors.pickles import unpickle
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.pt"
+        unpickle(path, plain)
+        return torch.load(plain, map_location="cpu", weights_only=True)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata. Raises ValueError on a damaged file."""
     from safetensors import SafetensorError, safe_open
 
+    try:
+        with safe_open(path, "pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a readable safetensors file; it may be truncated ({error}).") from None
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """A dict written by ``torch.save``, without executing anything.
+
+    Raises:
+        ValueError: truncated, or it holds more than tensors, numbers, text and containers of them.
+    """
+    zipped = zipfile.is_zipfile(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on the pickle's protocol before it refuses
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path.name} holds Python objects, not only weights. Pickles are not loaded, since they can run "
+            f"any code. Convert it: invdiff prior convert {path.name} {path.stem}.safetensors --i-trust-this-file"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path.name} is not a readable torch file; it may be truncated ({first}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}, expected a dict of weights.")
+    return content
+
+
+def tensors(content: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, without it."""
+    return {
+        k.removeprefix(prefix): v for k, v in content.items() if isinstance(v, Tensor) and str(k).startswith(prefix)
+    }
+
+
+def formats() -> dict[str, ModuleType]:
+    """Name to module of every known format, the most specific first."""
+    from invdiff.priors import (
+        loaders_diffusers,
+        loaders_edm,
+        loaders_guided,
+        loaders_own,
+    )
+
+    return {
+        "invdiff prior": loaders_own,
+        "diffusers folder": loaders_diffusers,
+        "guided-diffusion": loaders_guided,
+        "EDM, InverseBench": loaders_edm,
+    }
+
+
+def read_checkpoint(name_or_path: str | Path, *, trusted: bool = False, **options: Any) -> Checkpoint:
+    """What a prior's file holds. Arguments and errors as for :func:`load_prior`; ``trusted`` as for
+    :meth:`File.open`."""
     path = Path(name_or_path)
     if str(name_or_path) in shipped_priors():
         path = shipped_priors()[str(name_or_path)]
-    elif not path.is_file():
+    elif not path.exists():
         known = ", ".join(shipped_priors()) or "none"
         raise KeyError(f"No prior {str(name_or_path)!r}: it is neither a file nor a shipped prior ({known}).")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"A prior is a .safetensors file, got {path.name!r}. Pickles are not loaded.")
-    try:
-        with safe_open(path, "pt") as f:
-            metadata = f.metadata() or {}
-            weights = {key: f.get_tensor(key).float() for key in f.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a readable safetensors file; it may be truncated ({error}).") from None
-    if metadata.get("format") != "invdiff-prior-1":
-        raise ValueError(f"{path.name} is a safetensors file, but not an invdiff prior (no format 'invdiff-prior-1').")
-    header = json.loads(metadata["invdiff"])
-    net = UNet(**header["network"])
-    autoencoder = Autoencoder(**header["autoencoder"]) if "autoencoder" in header else None
-    wanted, got = set(net.state_dict()), set(weights)
-    if autoencoder is not None:
-        wanted |= {_AUTOENCODER + k for k in autoencoder.state_dict()}
-    if wanted != got:
-        raise ValueError(
-            f"{path.name} does not fit its network: missing {sorted(wanted - got)[:3]}, "
-            f"unexpected {sorted(got - wanted)[:3]}."
-        )
-    net.load_state_dict({k: weights[k] for k in net.state_dict()})
-    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    info = header["info"]
-    for key in ("value_range", "pixel_size"):
-        info[key] = tuple(info[key]) if info[key] else None
-    info = PriorInfo(**info, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    prior = NetworkPrior(
-        EDMDenoiser(net, header["sigma_data"]), tuple(header["shape"]), sigma_min=header["sigma_min"],
-        sigma_max=header["sigma_max"], info=info,
-    )  # fmt: skip
-    if autoencoder is None:
-        return prior
-    autoencoder.load_state_dict({k: weights[_AUTOENCODER + k] for k in autoencoder.state_dict()})
-    autoencoder.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LatentPrior.from_autoencoder(autoencoder, prior)
+    file = File.open(path, trusted=trusted)
+    name, module = next(((n, m) for n, m in formats().items() if m.matches(file)), ("", None))
+    if module is None:
+        some = f" (it holds {', '.join(repr(k) for k in list(file.content)[:4])}, ...)" if file.content else ""
+        raise ValueError(f"{path.name} is not an invdiff prior, nor a known checkpoint{some}: {', '.join(formats())}.")
+    known_options = [p for p in inspect.signature(module.read).parameters if p != "file"]
+    if unknown := sorted(set(options) - set(known_options)):
+        has = ", ".join(known_options) or "none"
+        raise TypeError(f"The format {name!r} has no option {', '.join(unknown)}; it has {has}.")
+    return module.read(file, **options)
+
+
+def load_prior(
+    name_or_path: str | Path, *, device: torch.device | str = "cpu", info: PriorInfo | None = None, **options: Any
+) -> NetworkPrior | LatentPrior:
+    """A shipped prior by name (``invdiff list`` shows them), or one from a file, recognised by its content.
+
+    Nothing in a file is executed. Known are safetensors files of this package, folders of diffusers, and checkpoints
+    of guided-diffusion, EDM and InverseBench. Published files often leave out what the prior was trained on;
+    state it by ``info``.
+
+    Args:
+        info: replaces what the file says, but for the digest.
+        options: what the file leaves open, by format: e.g. ``size=256`` of guided-diffusion.
+
+    Raises:
+        KeyError: neither a shipped name nor a file.
+        ValueError: an unknown or damaged file, a pickle, or weights that do not match the network key for key.
+        TypeError: an option that the format does not have.
+    """
+    checkpoint = read_checkpoint(name_or_path, trusted=False, **options)
+    if info is not None:
+        checkpoint = replace(checkpoint, info=replace(info, sha256=checkpoint.info.sha256))
+    return checkpoint.prior(device=device)

@@ -7,6 +7,7 @@ other parametrisations are wrapped once, at load time, by a module below; an alg
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from invdiff.measurement import Measurement
-from invdiff.priors.schedules import DiscreteSchedule
+from invdiff.priors.schedules import ContinuousVP, DiscreteSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,26 +194,106 @@ class EDMDenoiser(nn.Module):
         return c_skip * x + c_out * self.net(c_in * x, sigma.log() / 4)
 
 
-class DDPMDenoiser(nn.Module):
-    """An eps-predicting variance-preserving network as a VE denoiser.
+# What a variance-preserving network predicts: (c_skip, c_out) of D(u, s) = c_skip u + c_out F(u / sqrt(1 + s^2), t(s)).
+PREDICTIONS: dict[str, Callable[[Tensor], tuple[Tensor | float, Tensor | float]]] = {
+    "epsilon": lambda s: (1.0, -s),  # the noise (Ho et al. 2020)
+    "v_prediction": lambda s: (1 / (1 + s.square()), -s * (1 + s.square()).rsqrt()),  # Salimans and Ho 2022, app. D
+    "sample": lambda s: (0.0, 1.0),  # the clean image
+}
 
-    ``D(u, s) = u - s eps(u / sqrt(1 + s^2), t(s))``, t(s) from the checkpoint's own betas
-    (:class:`DiscreteSchedule`), passed to the network as a float.
+
+class DDPMDenoiser(nn.Module):
+    """A variance-preserving network as a VE denoiser.
+
+    ``D(u, s) = c_skip u + c_out F(u / sqrt(1 + s^2), t(s))`` with the coefficients of :data:`PREDICTIONS`, for an
+    eps-predicting network ``u - s eps``; t(s) from the checkpoint's own betas (:class:`DiscreteSchedule`), passed
+    to the network as a float.
 
     Args:
-        net: ``eps(v, t)``; output channels beyond those of ``v`` (a learned variance) are dropped.
+        net: ``F(v, t)``; output channels beyond those of ``v`` (a learned variance) are dropped.
         betas: the schedule the network was trained with.
+        prediction: what it was trained to predict, a key of :data:`PREDICTIONS`.
     """
 
-    def __init__(self, net: nn.Module, betas: Tensor) -> None:
+    schedule: DiscreteSchedule | ContinuousVP
+
+    def __init__(self, net: nn.Module, betas: Tensor | Sequence[float], prediction: str = "epsilon") -> None:
         super().__init__()
-        self.net, self.schedule = net, DiscreteSchedule(betas)
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}.")
+        self.net, self.schedule, self.prediction = net, DiscreteSchedule(betas), prediction
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         s = sigma.reshape(-1, *[1] * (x.ndim - 1))
         t = self.schedule.index(sigma.cpu()).to(x)
-        eps = self.net(x * (1 + s.square()).rsqrt(), t)[:, : x.shape[1]]
-        return x - s * eps
+        c_skip, c_out = PREDICTIONS[self.prediction](s)
+        return c_skip * x + c_out * self.net(x * (1 + s.square()).rsqrt(), t)[:, : x.shape[1]]
+
+
+class VPDenoiser(DDPMDenoiser):
+    """An eps-predicting network trained on the continuous variance-preserving process (EDM's ``VPPrecond``).
+
+    Args:
+        net: ``eps(v, t)``.
+        beta_d, beta_min, steps: see :class:`ContinuousVP`.
+    """
+
+    def __init__(self, net: nn.Module, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 999) -> None:
+        nn.Module.__init__(self)
+        self.net, self.schedule, self.prediction = net, ContinuousVP(beta_d, beta_min, steps), "epsilon"
+
+
+class VEDenoiser(nn.Module):
+    """A network of score_sde or of EDM's ``VEPrecond``: ``D(x, s) = x + s F(x, ln(s / 2))``.
+
+    The factor 1/2 belongs to data in [-1, 1]: a network trained on data in [0, 1] saw the level s / 2 there
+    (Karras et al. 2022, table 1).
+
+    Args:
+        net: ``F(x, noise_label)``, the score times sigma.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        return x + s * self.net(x, (sigma / 2).log())
+
+
+class ScoreDenoiser(nn.Module):
+    """A network that gives the score itself: ``D(x, s) = x + s^2 F(x, s)`` (Tweedie).
+
+    Args:
+        net: ``F(x, sigma)``, the gradient of the log-density of noisy images.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        return x + s.square() * self.net(x, sigma)
+
+
+class Rescaled(nn.Module):
+    """A denoiser of data in [lo, hi] as one of data in [-1, 1].
+
+    Args:
+        denoiser: ``D(v, sigma)`` in the data's own values.
+        lo, hi: those that become -1 and +1.
+    """
+
+    def __init__(self, denoiser: nn.Module, lo: float, hi: float) -> None:
+        super().__init__()
+        if not lo < hi:
+            raise ValueError(f"Need lo < hi, got {lo} and {hi}.")
+        self.denoiser, self.scale, self.offset = denoiser, (hi - lo) / 2, (hi + lo) / 2
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return (self.denoiser(self.scale * x + self.offset, self.scale * sigma) - self.offset) / self.scale
 
 
 class Counted:

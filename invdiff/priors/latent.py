@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from invdiff.measurement import Measurement
 from invdiff.operators.base import Composition, Operator
-from invdiff.priors.autoencoder import Autoencoder
 from invdiff.priors.denoiser import NetworkPrior, Prior, PriorInfo
 
 Map = Callable[[Tensor], Tensor]
@@ -81,14 +81,19 @@ class LatentPrior(Prior):
         )
 
     @classmethod
-    def from_autoencoder(cls, autoencoder: Autoencoder, denoiser: NetworkPrior) -> LatentPrior:
-        """With frozen weights. Raises ValueError if the latents do not fit."""
+    def from_autoencoder(cls, autoencoder: Any, denoiser: NetworkPrior) -> LatentPrior:
+        """With frozen weights. Raises ValueError if the latents do not fit.
+
+        Args:
+            autoencoder: an :class:`~invdiff.priors.autoencoder.Autoencoder`, or another module with its attributes
+                ``channels``, ``latent_channels`` and ``factor`` and its methods ``encode`` and ``decode``.
+        """
         channels, ny, nx = denoiser.shape
         image_shape = (autoencoder.channels, ny * autoencoder.factor, nx * autoencoder.factor)
         if channels != autoencoder.latent_channels:
             raise ValueError(
                 f"The denoiser works on latents {denoiser.shape}, the autoencoder makes "
-                f"{autoencoder.latent_shape(image_shape)}."
+                f"{(autoencoder.latent_channels, ny, nx)}."
             )
         autoencoder.eval().requires_grad_(False)
         return cls(autoencoder.encode, autoencoder.decode, denoiser, image_shape=image_shape)

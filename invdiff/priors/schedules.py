@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class DiscreteSchedule:
     the integers the index is linear in log sigma, so ``index(sigma_t) = t`` exactly.
     """
 
-    def __init__(self, betas: Tensor) -> None:
+    def __init__(self, betas: Tensor | Sequence[float]) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be a vector of at least two numbers in (0, 1).")
@@ -54,6 +55,21 @@ class DiscreteSchedule:
         lo = hi - 1
         t = lo + (log - self._log[lo]) / (self._log[hi] - self._log[lo])
         return t.clamp(0, len(self._log) - 1)
+
+
+class ContinuousVP:
+    """The sigma-index map of the continuous variance-preserving process of EDM's ``VPPrecond`` (Karras et al. 2022).
+
+    ``sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)``, t in (0, 1]; the index is ``steps t``.
+    """
+
+    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 999) -> None:
+        self.beta_d, self.beta_min, self.steps = beta_d, beta_min, steps
+
+    def index(self, sigma: Tensor) -> Tensor:
+        """Index of each ``sigma``, float64."""
+        log = torch.log1p(sigma.to(torch.float64).square())
+        return self.steps * ((self.beta_min**2 + 2 * self.beta_d * log).sqrt() - self.beta_min) / self.beta_d
 
 
 def ddpm_sigmas(n: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,14 @@ def test_loaded_prior_is_the_saved_one_up_to_half_precision(path: Path) -> None:
 def test_wrong_files_are_refused(path: Path) -> None:
     with pytest.raises(KeyError, match="neither a file nor a shipped prior"):
         load_prior("ct-129")
-    with pytest.raises(ValueError, match="Pickles are not loaded"):
+    with pytest.raises(ValueError, match=r"nor a known checkpoint \(it holds 'embed.1.weight'"):
         load_prior(path.with_suffix(".pt"))
+    objects = path.with_name("objects.pkl")
+    objects.write_bytes(pickle.dumps({"ema": PriorInfo(name="an object")}))
+    with pytest.raises(ValueError, match=r"Pickles are not loaded.*convert objects.pkl.*--i-trust-this-file"):
+        load_prior(objects)
+    with pytest.raises(ValueError, match="no safetensors file, no torch file"):
+        load_prior(Path(__file__))
     truncated = path.with_name("t.safetensors")
     truncated.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="truncated"):

@@ -1,0 +1,42 @@
+"""Safetensors files written by :meth:`invdiff.priors.checkpoints.Checkpoint.save`."""
+
+from __future__ import annotations
+
+import json
+
+from invdiff.priors.checkpoints import _AUTOENCODER, _NEW, _OLD, Checkpoint, File, Network, tensors
+from invdiff.priors.denoiser import PriorInfo
+
+
+def matches(file: File) -> bool:
+    return file.metadata.get("format") in (_OLD, _NEW)
+
+
+def read(file: File) -> Checkpoint:
+    header = json.loads(file.metadata["invdiff"])
+    if file.metadata["format"] == _OLD:
+        header["network"] = {"class": "UNet", "arguments": header["network"]}
+        header["denoiser"] = {"class": "EDMDenoiser", "sigma_data": header["sigma_data"]}
+        if "autoencoder" in header:
+            header["autoencoder"] = {"class": "Autoencoder", "arguments": header["autoencoder"]}
+    info = header["info"]
+    for key in ("value_range", "pixel_size"):
+        info[key] = tuple(info[key]) if info[key] else None
+    own = {k: v for k, v in file.content.items() if "autoencoder" not in header or not k.startswith(_AUTOENCODER)}
+    part = header.get("autoencoder")
+    return Checkpoint(
+        network=Network(name=header["network"]["class"], arguments=header["network"]["arguments"], weights=own),
+        denoiser=header["denoiser"],
+        shape=tuple(header["shape"]),
+        sigma_min=header["sigma_min"],
+        sigma_max=header["sigma_max"],
+        data_range=tuple(header.get("data_range", (-1.0, 1.0))),
+        info=PriorInfo(**info, sha256=file.sha256()),
+        autoencoder=part
+        and Network(
+            name=part["class"],
+            arguments=part["arguments"],
+            weights=tensors(file.content, _AUTOENCODER),
+            prefix=_AUTOENCODER,
+        ),
+    )
