@@ -97,7 +97,10 @@ class ADMUNet(nn.Module):
         return self.out(h)
 
 
-class _Stage(nn.Sequential):
+class _Stage(nn.ModuleList):
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(modules)
+
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         for module in self:
             x = module(x, e) if isinstance(module, _Block) else module(x)

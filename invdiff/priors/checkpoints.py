@@ -207,16 +207,14 @@ def save_prior(
         shape, sigma_min, sigma_max, info: see :class:`~invdiff.priors.denoiser.Prior`.
         autoencoder: of a latent prior; ``shape`` is that of its latents.
     """
+    part = None
+    if autoencoder is not None:
+        part = Network(name="Autoencoder", arguments=autoencoder.arguments, weights=autoencoder.state_dict())
     Checkpoint(
         network=Network(name="UNet", arguments=network, weights=denoiser.net.state_dict()),
         denoiser={"class": "EDMDenoiser", "sigma_data": denoiser.sigma_data},
-        shape=shape,
-        sigma_min=sigma_min,
-        sigma_max=sigma_max,
-        info=info,
-        autoencoder=autoencoder
-        and Network(name="Autoencoder", arguments=autoencoder.arguments, weights=autoencoder.state_dict()),
-    ).save(path, dtype=torch.float16)
+        shape=shape, sigma_min=sigma_min, sigma_max=sigma_max, info=info, autoencoder=part,
+    ).save(path, dtype=torch.float16)  # fmt: skip
 
 
 @dataclass(frozen=True)
