@@ -1,4 +1,4 @@
-"""The command line: ``invdiff demo | reconstruct | truth | list | cite | train | prior info | prior convert | bench``."""
+"""The command line: ``invdiff demo | reconstruct | truth | list | cite | train | prior info | convert | bench``."""
 
 from __future__ import annotations
 

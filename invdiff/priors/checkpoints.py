@@ -253,7 +253,9 @@ class File:
             return cls(path, tensors, metadata)
         if start.startswith((b"PK\x03\x04", b"\x80")):
             return cls(path, _unpickled(path) if trusted else read_torch(path))
-        raise ValueError(f"{path.name} is no safetensors file, no torch file and no folder of diffusers.")
+        raise ValueError(
+            f"A prior is a .safetensors file, a torch file or a folder of diffusers; {path.name} is none of them."
+        )
 
     def sha256(self) -> str:
         """Of the file."""
