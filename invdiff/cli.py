@@ -1,4 +1,4 @@
-"""The command line: ``invdiff demo | reconstruct | truth | list | cite | train | prior info | convert | bench``."""
+"""The command line: ``invdiff demo | reconstruct | truth | bench | list | cite | train | prior``."""
 
 from __future__ import annotations
 

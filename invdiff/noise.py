@@ -77,7 +77,7 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class ComplexGaussianNoise:
-    """y = A x + n, real and imaginary part of n independent N(0, sigma^2), so that E |n|^2 = 2 sigma^2.
+    """y = A x + n, real and imaginary part of n independent N(0, sigma^2), so that ``E |n|^2 = 2 sigma^2``.
 
     Args:
         sigma: standard deviation of each component, in the units of y (for k-space: of the orthonormal FFT).

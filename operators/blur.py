@@ -51,7 +51,7 @@ class Blur(LinearOperator):
         return self._filter(y, torch.where(h.abs() > cutoff, 1 / h, torch.zeros_like(h)))
 
     def svd(self, cutoff: float = 1e-4) -> SVD:
-        """Frequencies are the singular vectors (half spectrum, complex); s = |transfer|, zero below ``cutoff``."""
+        """Frequencies are the singular vectors (half spectrum, complex); ``s = |transfer|``, zero below ``cutoff``."""
         h = self._transfer
         s = h.abs()
         s = torch.where(s > cutoff, s, torch.zeros_like(s)).expand(*self.shape[:-1], h.shape[-1])

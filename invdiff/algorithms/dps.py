@@ -34,7 +34,7 @@ class DPS:
     the noise level).
 
     Costs ``n_steps`` denoiser evaluations per sample, each with backpropagation. The residual is in data units,
-    so the right ``guidance_scale`` grows as 1 / |A|: the presets belong to operators of norm about 1.
+    so the right ``guidance_scale`` grows as ``1 / |A|``: the presets belong to operators of norm about 1.
 
     Truth bench, gaussian-blur-mask (guidance scale tuned): gap 0.04 dB, spread-skill 0.87, cov90 0.83, chi2 0.38.
 

@@ -37,7 +37,7 @@ class PSLD:
 
     Needs a :class:`~invdiff.priors.LatentPrior` and a linear operator. Costs ``n_steps`` denoiser evaluations per
     sample, each with backpropagation through denoiser, decoder and encoder. The residual is in data units, so the
-    right ``eta`` grows as 1 / |A|.
+    right ``eta`` grows as ``1 / |A|``.
 
     Truth bench, gaussian-blur-mask (guidance scale tuned): gap 0.07 dB, spread-skill 0.87, cov90 0.83, chi2 0.38.
 

@@ -1,0 +1,92 @@
+"""Sphinx configuration. ``make -C docs html`` builds the site; warnings are errors."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+project = "invdiff"
+author = "The invdiff developers"
+release = version = installed_version("invdiff")
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build", "tutorials/*.py", "examples"]
+html_theme = "pydata_sphinx_theme"
+html_title = "invdiff"
+html_theme_options = {"show_prev_next": False, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+html_show_sourcelink = False
+nb_execution_mode = "off"  # docs/tutorials.py runs the notebooks beforehand
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+autosummary_generate = True
+autodoc_typehints = "none"  # they stand in the signature
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "exclude-members": "bibtex", "show-inheritance": False}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+
+def bibliography() -> str:
+    """Every method's BibTeX entry: what ``invdiff cite`` prints."""
+    from invdiff.algorithms import ALGORITHMS
+    from invdiff.classical import CLASSICAL
+
+    parts = []
+    for title, table in (("Algorithms", ALGORITHMS), ("Classical reconstructions", CLASSICAL)):
+        parts.append(f"## {title}\n")
+        for name, method in table.items():
+            parts.append(f"### `{name}`\n\n{first_line(method)}\n\n```bibtex\n{method.bibtex}\n```\n")
+    return "\n".join(parts)
+
+
+def first_line(obj: object) -> str:
+    """First paragraph of a docstring, as Markdown text."""
+    text = " ".join((inspect.getdoc(obj) or "").split("\n\n")[0].split())
+    return re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", text).replace("``", "`")
+
+
+def formats() -> str:
+    """One row per file format, from the first line of its reader."""
+    from invdiff.datasets import formats
+
+    rows = [f"| {name} | {first_line(module)} |" for name, module in formats().items()]
+    return "\n".join(["| format | what |", "|---|---|", *rows]) + "\n"
+
+
+def labels() -> str:
+    """One row per algorithm: its label, what it costs, and its row of the truth bench."""
+    from invdiff.algorithms import ALGORITHMS
+
+    rows = []
+    for name, cls in ALGORITHMS.items():
+        text = " ".join((inspect.getdoc(cls) or "").split())
+        label = re.search(r"Label: \*(.+?)\*", text)
+        bench = re.search(r"Truth bench, (.+?)\. ", text + " ")
+        assert label, name
+        assert bench, name
+        rows.append(f"| [`{name}`](#invdiff.algorithms.{cls.__name__}) | {label[1]} | {bench[1]} |")
+    return "\n".join(["| algorithm | targets | truth bench |", "|---|---|---|", *rows]) + "\n"
+
+
+def generate() -> None:
+    """Pages that come from the code, written before Sphinx reads the sources."""
+    folder = DOCS / "_generated"
+    folder.mkdir(exist_ok=True)
+    for name, make in (("bibliography", bibliography), ("formats", formats), ("labels", labels)):
+        (folder / f"{name}.md").write_text(make())
+
+
+generate()
+exclude_patterns.append("_generated")
