@@ -27,7 +27,9 @@ from invdiff.operators.blur import (
     reflect_blur,
 )
 from invdiff.operators.ct import CT
+from invdiff.operators.ct3d import CT3D
 from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
+from invdiff.operators.ct_geometry3d import ConeBeam, ParallelBeam3D
 from invdiff.operators.dense import Matrix
 from invdiff.operators.inpainting import Inpainting, box_mask, brush_mask, random_pixels
 from invdiff.operators.interop import from_deepinv, to_deepinv
@@ -61,24 +63,26 @@ from invdiff.operators.ultrasound_image import Envelope, Haze, LogCompression
 OPERATORS: dict[str, type[Operator]] = {
     cls.__name__: cls
     for cls in (
-        Affine, BicubicDownsample, BlockDownsample, Blur, BlurDownsample, Clip, Composition, Crop, CT, Envelope,
+        Affine, BicubicDownsample, BlockDownsample, Blur, BlurDownsample, Clip, Composition, Crop, CT, CT3D, Envelope,
         Fourier, Haze, Identity, Inpainting, LinearComposition, LinearSum, LogCompression, Matrix, Modulus,
         MultiCoilMRI, Pad, PlaneWaveIQ, PlaneWaveRF, Quantize, RealAsComplex, Scaled, SpaceVaryingBlur, ViewAsComplex,
     )
 }  # fmt: skip
 PARAMETERS: dict[str, type] = {
-    cls.__name__: cls for cls in (CurvedFanBeam, FanBeam, ParallelBeam, PlaneWaveScan, VectorBeam)
+    cls.__name__: cls
+    for cls in (ConeBeam, CurvedFanBeam, FanBeam, ParallelBeam, ParallelBeam3D, PlaneWaveScan, VectorBeam)
 }
 
 __all__ = [
-    "CT", "OPERATORS", "PARAMETERS", "SVD", "Affine", "BicubicDownsample", "BlockDownsample", "Blur", "BlurDownsample",
-    "Clip", "Composition", "Crop", "CurvedFanBeam", "Envelope", "FanBeam", "Fourier", "Haze", "Identity", "Inpainting",
-    "LinearComposition", "LinearOperator", "LinearSum", "LogCompression", "Matrix", "Modulus", "MultiCoilMRI",
-    "Operator", "Pad", "ParallelBeam", "PlaneWave", "PlaneWaveIQ", "PlaneWaveRF", "PlaneWaveScan", "Quantize",
-    "RealAsComplex", "Scaled", "SpaceVaryingBlur", "VectorBeam", "ViewAsComplex", "birdcage_maps", "box_mask",
-    "brush_mask", "coded_phase_retrieval", "coil_compression", "dot", "equispaced_fraction_mask", "equispaced_mask",
-    "espirit_maps", "fft2c", "find_plane_wave", "from_deepinv", "gaussian_mask", "gaussian_psf", "gaussian_pulse",
-    "golden_angle_trajectory", "ifft2c", "interpolation_weights", "magic_mask", "motion_psf", "noise_covariance",
-    "octanary_masks", "phase_retrieval", "poisson_disc_mask", "prewhiten", "pulse_psf", "radial_trajectory",
-    "random_mask", "random_pixels", "reflect_blur", "slab_mask", "spiral_trajectory", "to_deepinv",
+    "CT", "CT3D", "OPERATORS", "PARAMETERS", "SVD", "Affine", "BicubicDownsample", "BlockDownsample", "Blur",
+    "BlurDownsample", "Clip", "Composition", "ConeBeam", "Crop", "CurvedFanBeam", "Envelope", "FanBeam", "Fourier",
+    "Haze", "Identity", "Inpainting", "LinearComposition", "LinearOperator", "LinearSum", "LogCompression", "Matrix",
+    "Modulus", "MultiCoilMRI", "Operator", "Pad", "ParallelBeam", "ParallelBeam3D", "PlaneWave", "PlaneWaveIQ",
+    "PlaneWaveRF", "PlaneWaveScan", "Quantize", "RealAsComplex", "Scaled", "SpaceVaryingBlur", "VectorBeam",
+    "ViewAsComplex", "birdcage_maps", "box_mask", "brush_mask", "coded_phase_retrieval", "coil_compression", "dot",
+    "equispaced_fraction_mask", "equispaced_mask", "espirit_maps", "fft2c", "find_plane_wave", "from_deepinv",
+    "gaussian_mask", "gaussian_psf", "gaussian_pulse", "golden_angle_trajectory", "ifft2c", "interpolation_weights",
+    "magic_mask", "motion_psf", "noise_covariance", "octanary_masks", "phase_retrieval", "poisson_disc_mask",
+    "prewhiten", "pulse_psf", "radial_trajectory", "random_mask", "random_pixels", "reflect_blur", "slab_mask",
+    "spiral_trajectory", "to_deepinv",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from invdiff.classical.cg_sense import CGSense
 from invdiff.classical.cgls import CGLS
 from invdiff.classical.fbp import FBP
+from invdiff.classical.fdk import FDK
 from invdiff.classical.l1_wavelet import L1Wavelet
 from invdiff.classical.richardson_lucy import RichardsonLucy
 from invdiff.classical.sirt import SIRT
@@ -14,6 +15,7 @@ CLASSICAL: dict[str, type] = {
     "cg-sense": CGSense,
     "cgls": CGLS,
     "fbp": FBP,
+    "fdk": FDK,
     "l1-wavelet": L1Wavelet,
     "richardson-lucy": RichardsonLucy,
     "sirt": SIRT,
@@ -26,6 +28,7 @@ __all__ = [
     "CGLS",
     "CLASSICAL",
     "FBP",
+    "FDK",
     "SIRT",
     "TV",
     "CGSense",

@@ -9,11 +9,13 @@ import torch
 
 from invdiff.operators import (
     CT,
+    CT3D,
     OPERATORS,
     BicubicDownsample,
     BlockDownsample,
     Blur,
     BlurDownsample,
+    ConeBeam,
     Crop,
     CurvedFanBeam,
     FanBeam,
@@ -56,6 +58,10 @@ CURVED = CurvedFanBeam(
     source_origin=60.0, source_detector=90.0,
 )  # fmt: skip
 MRI = MultiCoilMRI(birdcage_maps(3, (12, 9)), equispaced_mask(9, acceleration=3, center_fraction=0.2))
+CONE = ConeBeam(
+    image_shape=(4, 5, 6), voxel_size=(1.5, 1.0, 0.8), angles=ANGLES[::2], detector_shape=(5, 7), detector_spacing=1.5,
+    detector_offset=(0.3, -0.2), source_origin=20.0, source_detector=30.0,
+)  # fmt: skip
 BLUR = Blur(gaussian_psf(1.2, 5), (2, 12, 9))
 SCAN = PlaneWaveScan(
     image_shape=(6, 5), pixel_size=(0.4, 0.3), origin=(1.0, -0.6), element_positions=(-0.9, -0.2, 0.3, 0.8),
@@ -92,6 +98,8 @@ CASES: dict[str, LinearOperator] = {
     "CT fan, supersampled": CT(FAN, supersampling=2),
     "CT curved fan, oblong pixels": CT(CURVED),
     "CT vectors": CT(VectorBeam.of(FAN)),
+    "CT cone": CT3D(CONE),
+    "CT cone, weighted at every call": CT3D(CONE, memory_budget=1),
     "plane wave, RF": PlaneWaveRF(SCAN, f_number=0.5, aperture="hann", pulse=gaussian_pulse(3e6, 4e6, 8e6)),
     "plane wave, RF, stored delays": PlaneWaveRF(SCAN, f_number=1.0, memory_budget=1),
     "plane wave, IQ": IQ,
