@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse
@@ -86,43 +86,51 @@ class StoredDelays:
         # of each element's first sample, in a record with one sample of margin at both ends
         self._first = torch.arange(self.n_elements, dtype=torch.int32) * (self.n_samples + 2) + 1
 
-    def _taps(self, k: int) -> Any:
-        """Blocks of pixels with the indices of the two samples of each (pixel, element), in one list, and the weights
-        (2, pixel, element)."""
+    def _blocks(self) -> Iterator[slice]:
         step = max(1, BLOCK // self.n_elements)
-        for begin in range(0, len(self._whole), step):
-            block = slice(begin, begin + step)
-            fraction = self._fraction[block] + self._transmit_fraction[k, block, None]
-            carry = fraction >= 1
-            fraction = fraction - carry.to(fraction.dtype)
-            whole = self._whole[block] + self._transmit_whole[k, block, None] + carry
-            weight = self._weight[block]
-            if self._transmit_phase is not None:
-                weight = weight * self._transmit_phase[k, block, None]
-            first, second = (self._first + (whole + i).clamp(-1, self.n_samples) for i in (0, 1))
-            weights = torch.stack([weight * (1 - fraction), weight * fraction])
-            yield block, torch.stack([first, second]).flatten(), weights
+        return (slice(begin, begin + step) for begin in range(0, len(self._whole), step))
+
+    def _taps(self, k: int, block: slice) -> tuple[Tensor, Tensor]:
+        """For transmit ``k`` and a block of pixels: the indices of the two samples of each (pixel, element), in one
+        list, and their weights (2, pixel, element)."""
+        fraction = self._fraction[block] + self._transmit_fraction[k, block, None]
+        carry = fraction >= 1
+        fraction = fraction - carry.to(fraction.dtype)
+        whole = self._whole[block] + self._transmit_whole[k, block, None] + carry
+        weight = self._weight[block]
+        if self._transmit_phase is not None:
+            weight = weight * self._transmit_phase[k, block, None]
+        first, second = (self._first + (whole + i).clamp(-1, self.n_samples) for i in (0, 1))
+        return torch.stack([first, second]).flatten(), torch.stack([weight * (1 - fraction), weight * fraction])
 
     def apply(self, x: Tensor) -> Tensor:
         """(n_pixels, B) to (n_transmits, n_elements, n_samples, B)."""
         columns = x.T.contiguous()  # one at a time: torch adds to rows of one number many times faster
         shape = (len(self._transmit_whole), len(columns), self.n_elements, self.n_samples + 2)
         records = x.new_zeros(shape).flatten(2)
-        for record, taps in zip(records, map(self._taps, range(shape[0])), strict=True):
-            for block, rows, weights in taps:
+        for k, record in enumerate(records):
+            for block in self._blocks():
+                rows, weights = self._taps(k, block)
                 for row, column in zip(record, columns, strict=True):
                     row.index_add_(0, rows, (weights * column[block, None]).flatten())
         return records.view(shape)[..., 1:-1].movedim(1, -1)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """(n_transmits, n_elements, n_samples, B) to (n_pixels, B)."""
-        records = torch.nn.functional.pad(y.movedim(-1, 1), (1, 1)).flatten(2)
-        columns = y.new_zeros(y.shape[-1], len(self._whole))
-        for record, taps in zip(records, map(self._taps, range(len(records))), strict=True):
-            for block, rows, weights in taps:
-                for row, column in zip(record, columns, strict=True):
-                    column[block] += (weights.conj() * row.index_select(0, rows).view(weights.shape)).sum((0, 2))
-        return columns.T
+        records = y.movedim(-1, 0)
+        columns = [torch.cat([echoes.sum((0, 2)) for echoes in self.echoes(record)]) for record in records]
+        return torch.stack(columns, 1)
+
+    def echoes(self, y: Tensor) -> Iterator[Tensor]:
+        """What :meth:`apply_adjoint` adds up, (n_transmits, n_pixels, n_elements) in consecutive blocks of pixels:
+        each element's record (n_transmits, n_elements, n_samples) at the echo of each pixel."""
+        records = torch.nn.functional.pad(y, (1, 1)).flatten(1)
+        for block in self._blocks():
+            parts = []
+            for k, record in enumerate(records):
+                rows, weights = self._taps(k, block)
+                parts.append((weights.conj() * record.index_select(0, rows).view(weights.shape)).sum(0))
+            yield torch.stack(parts)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> StoredDelays:
         """A copy in another precision (the stored numbers are rounded or widened) and/or on another device."""

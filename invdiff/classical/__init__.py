@@ -2,9 +2,12 @@
 
 from invdiff.classical.cg_sense import CGSense
 from invdiff.classical.cgls import CGLS
+from invdiff.classical.coherence_factor import CoherenceFactor
+from invdiff.classical.das import DAS
 from invdiff.classical.fbp import FBP
 from invdiff.classical.fdk import FDK
 from invdiff.classical.l1_wavelet import L1Wavelet
+from invdiff.classical.minimum_variance import MinimumVariance
 from invdiff.classical.richardson_lucy import RichardsonLucy
 from invdiff.classical.sirt import SIRT
 from invdiff.classical.tv import TV
@@ -14,9 +17,12 @@ from invdiff.classical.zero_filled import ZeroFilled
 CLASSICAL: dict[str, type] = {
     "cg-sense": CGSense,
     "cgls": CGLS,
+    "coherence-factor": CoherenceFactor,
+    "das": DAS,
     "fbp": FBP,
     "fdk": FDK,
     "l1-wavelet": L1Wavelet,
+    "minimum-variance": MinimumVariance,
     "richardson-lucy": RichardsonLucy,
     "sirt": SIRT,
     "tv": TV,
@@ -25,15 +31,6 @@ CLASSICAL: dict[str, type] = {
 }
 
 __all__ = [
-    "CGLS",
-    "CLASSICAL",
-    "FBP",
-    "FDK",
-    "SIRT",
-    "TV",
-    "CGSense",
-    "L1Wavelet",
-    "RichardsonLucy",
-    "Wiener",
-    "ZeroFilled",
-]
+    "CGLS", "CLASSICAL", "DAS", "FBP", "FDK", "SIRT", "TV", "CGSense", "CoherenceFactor", "L1Wavelet",
+    "MinimumVariance", "RichardsonLucy", "Wiener", "ZeroFilled",
+]  # fmt: skip
