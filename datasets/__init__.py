@@ -7,8 +7,12 @@ from invdiff.datasets.denoising import denoising
 from invdiff.datasets.examples import accelerated_mri, sparse_view_ct
 from invdiff.datasets.files import Volume, formats, open, open_measurement, recognise
 from invdiff.datasets.htc import read_htc
+from invdiff.datasets.must import read_must
+from invdiff.datasets.picmus import read_picmus
+from invdiff.datasets.uff import read_uff
+from invdiff.datasets.zea import read_zea
 
 __all__ = [
-    "Volume", "accelerated_mri", "denoising", "formats", "open", "open_measurement", "read_htc", "recognise",
-    "sparse_view_ct",
+    "Volume", "accelerated_mri", "denoising", "formats", "open", "open_measurement", "read_htc", "read_must",
+    "read_picmus", "read_uff", "read_zea", "recognise", "sparse_view_ct",
 ]  # fmt: skip

@@ -60,7 +60,7 @@ class Head:
                 with h5py.File(path, "r") as f:
                     _names(f, "", 4, keys)
                     attributes = set(f.attrs)
-            except (OSError, RuntimeError, KeyError):
+            except (OSError, RuntimeError, KeyError, UnicodeDecodeError):
                 pass  # damaged: the reader that its other signs lead to will say so
         return cls(path, start, frozenset(keys), frozenset(attributes))
 
@@ -101,13 +101,30 @@ class Volume:
 
 def formats() -> dict[str, ModuleType]:
     """Name to module of every known format, the most specific first."""
-    from invdiff.datasets import ct_projections, dicom, dxchange, htc, lodopab, nifti, npy_toml, saved
+    from invdiff.datasets import (
+        ct_projections,
+        dicom,
+        dxchange,
+        htc,
+        lodopab,
+        must,
+        nifti,
+        npy_toml,
+        picmus,
+        saved,
+        uff,
+        zea,
+    )  # fmt: skip
 
     return {
         "invdiff measurement": saved,
         "HTC 2022": htc,
         "LoDoPaB-CT": lodopab,
         "Data Exchange": dxchange,
+        "PICMUS": picmus,
+        "zea": zea,
+        "UFF (USTB)": uff,
+        "MUST": must,
         "NIfTI": nifti,
         "DICOM-CT-PD": ct_projections,
         "DICOM": dicom,

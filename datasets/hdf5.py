@@ -10,7 +10,7 @@ import numpy as np
 
 from invdiff.storage import open_hdf5
 
-__all__ = ["array", "attribute", "open_hdf5"]
+__all__ = ["array", "attribute", "dataset_shape", "open_hdf5", "scalar"]
 
 
 def array(
@@ -41,6 +41,8 @@ def array(
         raise ValueError(f"{name}: '{key}' must hold numbers (numpy kinds {kinds}), it has dtype {item.dtype}.")
     try:
         value = np.asarray(item[where])
+    except (IndexError, TypeError):
+        raise ValueError(f"{name}: '{key}' has the shape {item.shape}; what is asked for is not in it.") from None
     except (OSError, RuntimeError) as error:
         raise OSError(f"{name}: '{key}' cannot be read; the file may be truncated ({error}).") from None
     if pair:
@@ -50,6 +52,28 @@ def array(
         bad = int((~np.isfinite(value)).sum())
         raise ValueError(f"{name}: '{key}' has {bad} non-finite value(s) in {value.size}.")
     return value
+
+
+def scalar(f: h5py.File, key: str) -> float:
+    """One real number, or several equal ones; ValueError otherwise."""
+    value = array(f, key)
+    if not value.size or (value != value.flat[0]).any():
+        raise ValueError(f"{Path(f.filename).name}: '{key}' must be one number, it has the shape {value.shape}.")
+    return float(value.flat[0])
+
+
+def dataset_shape(f: h5py.File, key: str, *, ndim: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a dataset, with one of the numbers of dimensions ``ndim`` and no length 0; ValueError otherwise."""
+    item = f.get(key)
+    shape = item.shape if isinstance(item, h5py.Dataset) and item.shape is not None else None
+    allowed = (ndim,) if isinstance(ndim, int) else ndim
+    if shape is None or len(shape) not in allowed or 0 in shape:
+        expected = " or ".join(map(str, allowed))
+        raise ValueError(
+            f"{Path(f.filename).name}: '{key}' must be a dataset of {expected} dimensions, none of length 0; "
+            f"{'there is none' if shape is None else f'it has the shape {shape}'}."
+        )
+    return tuple(shape)
 
 
 def attribute(f: h5py.File | h5py.Group, key: str, default: Any = None) -> Any:

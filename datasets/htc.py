@@ -9,15 +9,13 @@ and image orientation of the files are those of :class:`invdiff.operators.ct_geo
 from __future__ import annotations
 
 import math
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 import torch
 
+from invdiff.datasets import matlab
 from invdiff.datasets.files import Head
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
@@ -31,8 +29,10 @@ PARAMETERS = {
     "pixelSizePost": "detector_spacing",
     "numDetectorsPost": "n_detectors",
 }
-MAX_BYTES = 2**30  # of the sinogram struct, uncompressed; the challenge's are 3.3 MB
-REMEDY = "Expected a sinogram file of the Helsinki Tomography Challenge 2022, such as htc2022_ta_full.mat."
+REMEDY = (
+    "Expected a sinogram file of the Helsinki Tomography Challenge 2022, such as htc2022_ta_full.mat "
+    "(https://doi.org/10.5281/zenodo.6984868)."
+)
 
 
 def read_htc(
@@ -115,12 +115,10 @@ read = read_htc
 
 def matches(head: Head) -> bool:
     """A MATLAB 5 file with one of the challenge's structs, or (damaged, compressed beyond recognition) its name."""
-    if not head.start.startswith(b"MATLAB 5.0"):
+    names = matlab.variables(head)
+    if names is None:
         return False
-    try:
-        return any(name in STRUCTS for name, _, _ in scipy.io.whosmat(head.path))
-    except Exception:
-        return head.path.name.lower().startswith("htc2022")
+    return bool(names & set(STRUCTS)) if names else head.path.name.lower().startswith("htc2022")
 
 
 def noise_level(sinogram: np.ndarray) -> float:
@@ -174,40 +172,23 @@ def _select(keep: np.ndarray, degrees: np.ndarray, views: int | None, angles: tu
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Sinogram (n_views, n_detectors) float64, angles in degrees, and the geometry's numbers."""
-    _check_file(path)
-    try:
-        names = [name for name, _, _ in scipy.io.whosmat(path)]
-        found = [name for name in STRUCTS if name in names]
-        if not found:
-            raise ValueError(f"{path.name} has no variable {' or '.join(STRUCTS)}; it has {names}. {REMEDY}")
-        data = scipy.io.loadmat(path, variable_names=found[:1], simplify_cells=True)[found[0]]
-    except (OSError, TypeError, KeyError, IndexError, NotImplementedError, zlib.error) as error:
-        raise ValueError(f"{path.name} cannot be read as a MATLAB 5 file ({error}). {REMEDY}") from error
+    name, data = next(iter(matlab.load(path, STRUCTS, remedy=REMEDY).items()))
 
     def get(container: Any, key: str, where: str) -> Any:
-        if not isinstance(container, dict) or key not in container:
-            has = sorted(container) if isinstance(container, dict) else type(container).__name__
-            raise ValueError(f"{path.name}: {where} has no field '{key}' (it has {has}). {REMEDY}")
-        return container[key]
+        return matlab.field(container, key, where, path, REMEDY)
 
-    def array(value: Any, name: str) -> np.ndarray:
-        value = np.asarray(value)
-        if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
-            raise ValueError(f"{path.name}: {name} must hold finite real numbers, got dtype {value.dtype}.")
-        return value.astype(np.float64)
-
-    parameters = get(data, "parameters", found[0])
-    sinogram = array(get(data, "sinogram", found[0]), "sinogram")
-    degrees = np.atleast_1d(array(get(parameters, "angles", "parameters"), "parameters.angles"))
+    parameters = get(data, "parameters", name)
+    sinogram = matlab.numbers(get(data, "sinogram", name), "sinogram", path)
+    degrees = np.atleast_1d(matlab.numbers(get(parameters, "angles", "parameters"), "parameters.angles", path))
     unit = parameters.get("distanceUnit", "mm")
     if unit != "mm":
         raise ValueError(f"{path.name}: distances must be in mm, got distanceUnit={unit!r}.")
     geometry: dict[str, Any] = {}
-    for key, name in PARAMETERS.items():
-        value = array(get(parameters, key, "parameters"), f"parameters.{key}")
+    for key, argument in PARAMETERS.items():
+        value = matlab.numbers(get(parameters, key, "parameters"), f"parameters.{key}", path)
         if value.ndim or not value > 0:
             raise ValueError(f"{path.name}: parameters.{key} must be one positive number, got {value}.")
-        geometry[name] = float(value)
+        geometry[argument] = float(value)
     geometry["n_detectors"] = int(geometry["n_detectors"])
     expected = (degrees.size, geometry["n_detectors"])
     if degrees.ndim != 1 or sinogram.shape != expected:
@@ -216,37 +197,3 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
             f"element), got {sinogram.shape}. The file is damaged or of another kind. {REMEDY}"
         )
     return sinogram, degrees, geometry
-
-
-def _check_file(path: Path) -> None:
-    """Check suffix, header and the declared sizes against the file, before anything is allocated."""
-    if path.suffix.lower() != ".mat":
-        raise ValueError(f"expected a file ending in .mat, got {path.name}. {REMEDY}")
-    if not path.is_file():
-        raise FileNotFoundError(f"No such file: {path}. The data are at https://doi.org/10.5281/zenodo.6984868.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(128)
-        if header[:4] == b"\x89HDF" or header[:10] == b"MATLAB 7.3":
-            raise ValueError(f"{path.name} is a MATLAB 7.3 file. Save it with '-v7' in MATLAB. {REMEDY}")
-        order = {b"IM": "<", b"MI": ">"}.get(header[126:128])
-        if not header.startswith(b"MATLAB 5.0") or order is None:
-            raise ValueError(f"{path.name} does not start like a MATLAB 5 file. {REMEDY}")
-        position = 128
-        while position < size:
-            tag = file.read(8)
-            kind, n_bytes = struct.unpack(order + "II", tag) if len(tag) == 8 else (0, size)
-            position += 8 + n_bytes
-            if position > size:
-                raise ValueError(
-                    f"{path.name} is truncated: it has {size} bytes of at least {position}. Download it again."
-                )
-            if kind == 15:  # compressed: its first 8 bytes say how large it becomes
-                try:
-                    inner = zlib.decompressobj().decompress(file.read(min(n_bytes, 256)), 8)
-                    n_bytes = struct.unpack(order + "II", inner)[1]
-                except (zlib.error, struct.error) as error:
-                    raise ValueError(f"{path.name} is damaged ({error}). Download it again.") from error
-            if n_bytes > MAX_BYTES:
-                raise ValueError(f"{path.name} declares {n_bytes} bytes of data, more than {MAX_BYTES}. {REMEDY}")
-            file.seek(position)

@@ -111,7 +111,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         try:
             _check_hdf5(f, path)
             yield f
-        except (KeyError, RuntimeError) as error:  # what h5py raises on damage; nothing else here does
+        except (KeyError, RuntimeError, UnicodeDecodeError) as error:  # what h5py raises on damage; nothing else does
             raise OSError(f"{path.name} is damaged ({_one_line(error)}).") from error
 
 
