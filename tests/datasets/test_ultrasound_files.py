@@ -17,7 +17,7 @@ import pytest
 import scipy.io
 import torch
 
-from invdiff import Measurement, datasets
+from invdiff import GaussianNoise, Measurement, datasets
 from invdiff.classical import DAS
 from invdiff.datasets.channel_data import (
     chosen,
@@ -27,7 +27,7 @@ from invdiff.datasets.channel_data import (
 )
 from invdiff.datasets.files import Head
 from invdiff.evaluation.ultrasound import disc_mask, gcnr
-from invdiff.operators import PlaneWaveIQ, PlaneWaveRF, PlaneWaveScan, gaussian_pulse
+from invdiff.operators import Envelope, PlaneWaveIQ, PlaneWaveRF, PlaneWaveScan, gaussian_pulse
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "us"
 SIGMA, C, FC, FS = 0.02, 1500.0, 5e6, 20e6
@@ -472,3 +472,37 @@ def test_real_disc_is_visible() -> None:
     inside = disc_mask(scan, (22.5, 0.0), 7.0)
     outside = disc_mask(scan, (22.5, 0.0), 15.0, hole=12.5)
     assert gcnr(image, inside, outside) > 0.8
+
+
+@pytest.mark.skipif(not (REAL / "pybf_sim_rf.hdf5").is_file(), reason=f"pybf_sim_rf.hdf5 is not in {REAL}")
+@pytest.mark.parametrize("transmit", [0, 1, 2])
+def test_das_of_simulated_points_peaks_where_they_are(transmit: int) -> None:
+    """Field II plane waves at -12, 0 and 12 degrees over rows of points: times, sign of the angle and scale at once.
+
+    The record's clock starts with the excitation, so an echo's middle comes half a two-way pulse late.
+    """
+    with h5py.File(REAL / "pybf_sim_rf.hdf5") as f:
+
+        def number(key: str) -> float:
+            return float(f[key][0, 0])
+
+        rf = f[f"data/rf_data/frame_1/shot_{transmit + 1}"][()].astype(np.float32)
+        angle = float(f["data/tx_mode/PW_3_12"][0, transmit])
+        points = 1e3 * f["sim_params/scatters_data"][()].T
+        pulse = f["sim_params/excitation"].size + 2 * f["sim_params/electroacoustic_impulse_response"].size - 2
+        start = number("sim_params/start_time") - pulse / number("sim_params/f_sim_hz") / 2
+        elements = 1e3 * number("trans_params/x_pitch") * (np.arange(192) - 95.5)
+        fs, fc = number("data/f_sampling"), number("trans_params/f_central")
+    chosen_points = [p for p in points if abs(p[0]) < 3 and abs(p[2] - 17.741) < 0.01]  # 1.18 mm apart
+    assert len(chosen_points) >= 4
+    for x, _, z in chosen_points:
+        scan = PlaneWaveScan(
+            image_shape=(41, 21), pixel_size=(0.04, 0.05), origin=(z - 0.8, x - 0.5), element_positions=tuple(elements),
+            angles=(angle,), start_times=start, n_samples=rf.shape[1], sampling_frequency=fs, centre_frequency=fc,
+            sound_speed=1540.0,
+        )  # fmt: skip
+        m = Measurement(torch.from_numpy(rf[None]), PlaneWaveRF(scan), GaussianNoise(1.0))
+        image = Envelope((1, 41, 21))(DAS(f_number=1.5)(None, m).mean)
+        row, column = divmod(int(image.argmax()), 21)
+        assert abs(row - 20) * 0.04 < 0.1  # a third of the wavelength
+        assert abs(column - 10) * 0.05 < 0.2  # the points are 0.5 mm wide
