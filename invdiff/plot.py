@@ -1,18 +1,25 @@
-"""Figures of reconstructions and their uncertainty. Matplotlib is imported when a figure is made."""
+"""Figures of reconstructions and their uncertainty, for notebooks and files: each returns (figure, axes).
+
+Matplotlib is imported when a figure is made, and no global state of it is touched. ``figure.savefig(path)`` writes one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from invdiff.evaluation import calibration
 from invdiff.posterior import Posterior
 from invdiff.storage import atomic_path
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -26,6 +33,9 @@ class Row:
         classical: a classical reconstruction, with its name; or None.
         reference: the truth, (1, y, x), or None.
         notes: a line under each panel, by panel title.
+        window: the grey scale's (lower, upper) end in the image's units, e.g. a CT display window; None: the 0.5 to
+            99.5 % range of the truth, or of the mean.
+        n_shown: samples shown, from the first.
     """
 
     title: str
@@ -33,34 +43,129 @@ class Row:
     classical: tuple[str, Posterior] | None = None
     reference: Tensor | None = None
     notes: dict[str, str] | None = None
+    window: tuple[float, float] | None = None
+    n_shown: int = 1
 
 
-def panels(rows: Sequence[Row]) -> Figure:
-    """One row per problem: truth, classical, posterior mean, one sample, standard deviation, error of the mean.
+def panels(rows: Sequence[Row]) -> tuple[Figure, np.ndarray]:
+    """One row per problem: truth, classical, posterior mean, samples, standard deviation, error of the mean.
 
-    Images of a row share one grey scale (the 0.5 to 99.5 % range of the truth, or of the mean); standard
-    deviation and absolute error share one colour scale, so that they can be compared.
+    Images of a row share one grey scale (:attr:`Row.window`); standard deviation and absolute error share one
+    colour scale, so that they can be compared.
+
+    Returns:
+        the figure and its axes (row, column); unused ones are hidden.
     """
     from matplotlib.figure import Figure
 
+    for row in rows:
+        if not 1 <= row.n_shown <= row.posterior.n_samples:
+            raise ValueError(f"n_shown must lie in 1 .. {row.posterior.n_samples} (the samples), got {row.n_shown}.")
+        if row.window is not None and not row.window[0] < row.window[1]:
+            raise ValueError(f"window must be (lower, upper) with lower < upper, got {row.window}.")
     n_columns = max(_n_panels(row) for row in rows)
     figure = Figure(figsize=(2.35 * n_columns, 2.75 * len(rows)), dpi=150, layout="constrained")
     axes = figure.subplots(len(rows), n_columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         _draw_row(figure, line, row)
-    return figure
+    return figure, axes
 
 
 def save_panels(rows: Sequence[Row], path: Path) -> None:
     """Write :func:`panels` as PNG, atomically."""
-    figure = panels(rows)
+    figure, _ = panels(rows)
     with atomic_path(path) as tmp:
         figure.savefig(tmp, format="png")
 
 
+def calibration_curve(curves: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Figure, Axes]:
+    """Coverage of central intervals against their nominal level; exact draws lie on the diagonal, overconfident ones
+    below it.
+
+    Args:
+        curves: (levels, coverage) of :func:`invdiff.evaluation.calibration.calibration_curve`, by name.
+    """
+    figure, ax = _single(3.6, 3.6)
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="exact")
+    for name, (levels, covered) in curves.items():
+        ax.plot(levels.cpu(), covered.cpu(), marker="o", markersize=3, linewidth=1.2, label=name)
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="nominal level", ylabel="coverage")
+    ax.legend(frameon=False, fontsize=8)
+    return figure, ax
+
+
+def rank_histogram(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> tuple[Figure, Axes]:
+    """Histogram of the truth's ranks among the samples, with the level expected of exact draws.
+
+    Args:
+        rank, n_samples, max_bins: as in :func:`invdiff.evaluation.calibration.rank_histogram`.
+    """
+    observed, expected = calibration.rank_histogram(rank, n_samples, max_bins=max_bins)
+    edges = torch.cat([expected.new_zeros(1), expected.cumsum(0)]).cpu() * (n_samples + 1) - 0.5
+    figure, ax = _single(3.9, 2.9)
+    ax.stairs((observed / expected).cpu(), edges, fill=True, color="C0", alpha=0.75)
+    ax.axhline(1, color="0.3", linewidth=1, linestyle="--")
+    tv = calibration.total_variation(observed, expected)
+    ax.set(
+        xlim=(-0.5, n_samples + 0.5), xlabel=f"rank of the truth among {n_samples} samples", ylabel="share / expected"
+    )
+    ax.set_title(f"total variation {tv:.3f}", fontsize=9)
+    return figure, ax
+
+
+def pareto(
+    points: Mapping[str, tuple[float, float]], *, cost: str, quality: str, lower_is_better: bool = False
+) -> tuple[Figure, Axes]:
+    """Quality against cost on a logarithmic axis, with the front of the points that no other one beats in both.
+
+    Args:
+        points: (cost, quality) by name; the cost is positive.
+        cost, quality: what they are, with unit: ``"seconds per slice"``, ``"NFE"``, ``"PSNR of the mean [dB]"``.
+        lower_is_better: of the quality (CRPS, error).
+    """
+    if not points:
+        raise ValueError("There are no points to plot.")
+    for name, point in points.items():
+        if not (np.isfinite(point).all() and point[0] > 0):
+            raise ValueError(
+                f"{name} has cost {point[0]} and quality {point[1]}: both must be finite, the cost positive."
+            )
+    figure, ax = _single(4.6, 3.4)
+    front = _front(points, lower_is_better)
+    x, y = zip(*(points[name] for name in front), strict=True)
+    ax.plot(x, y, color="C0", linewidth=1, drawstyle="steps-post", zorder=1)
+    for name, point in points.items():
+        best = name in front
+        ax.scatter(*point, s=22, color="C0" if best else "0.6", zorder=2)
+        ax.annotate(name, point, (4, 4), textcoords="offset points", fontsize=7.5, color="0.1" if best else "0.45")
+    ax.set(xscale="log", xlabel=cost, ylabel=quality)
+    ax.margins(x=0.18, y=0.12)
+    return figure, ax
+
+
+def _front(points: Mapping[str, tuple[float, float]], lower_is_better: bool) -> list[str]:
+    """Names of the points that none beats in both, by rising cost."""
+    sign = 1 if lower_is_better else -1
+    front: list[str] = []
+    for name in sorted(points, key=lambda n: (points[n][0], sign * points[n][1])):
+        if not front or sign * points[name][1] < sign * points[front[-1]][1]:
+            front.append(name)
+    return front
+
+
+def _single(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+    return figure, ax
+
+
 def _n_panels(row: Row) -> int:
     known = row.reference is not None
-    return 2 + known + (row.classical is not None) + (row.posterior.n_samples > 1) * (1 + known)
+    return 1 + row.n_shown + known + (row.classical is not None) + (row.posterior.n_samples > 1) * (1 + known)
 
 
 def _draw_row(figure: Figure, axes: Sequence, row: Row) -> None:
@@ -68,7 +173,9 @@ def _draw_row(figure: Figure, axes: Sequence, row: Row) -> None:
     grey: list[tuple[str, Tensor]] = [] if ref is None else [("truth", ref)]
     if row.classical is not None:
         grey.append((row.classical[0], row.classical[1].mean))
-    grey += [("posterior mean", p.mean), ("one sample", p.samples[0])]
+    grey.append(("posterior mean", p.mean))
+    names = ["one sample"] if row.n_shown == 1 else [f"sample {i + 1}" for i in range(row.n_shown)]
+    grey += zip(names, p.samples, strict=False)
     heat: list[tuple[str, Tensor]] = []
     if p.n_samples > 1:
         heat.append(("standard deviation", p.std))
@@ -76,7 +183,7 @@ def _draw_row(figure: Figure, axes: Sequence, row: Row) -> None:
             heat.append(("|mean - truth|", (p.mean - ref).abs()))
 
     scale = (p.mean if ref is None else ref).flatten()
-    lo, hi = float(scale.quantile(0.005)), float(scale.quantile(0.995))
+    lo, hi = row.window or (float(scale.quantile(0.005)), float(scale.quantile(0.995)))
     top = max((float(x.flatten().quantile(0.995)) for _, x in heat), default=1.0)
     notes = row.notes or {}
     for ax, (title, x) in zip(axes, grey + heat, strict=False):
@@ -91,7 +198,7 @@ def _draw_row(figure: Figure, axes: Sequence, row: Row) -> None:
         ax.set_yticks([])
         for spine in ax.spines.values():
             spine.set_visible(False)
-        if title in ("one sample", "|mean - truth|") or (is_heat and ref is None):
+        if title in (names[-1], "|mean - truth|") or (is_heat and ref is None):
             bar = figure.colorbar(shown, ax=ax, shrink=0.72, pad=0.02)
             bar.ax.tick_params(labelsize=6)
             bar.outline.set_visible(False)
