@@ -74,7 +74,7 @@ def test_fair_crps_keeps_its_digits_under_a_large_offset() -> None:
 
 
 def test_scores_are_those_of_scoringrules(calibrated: tuple[torch.Tensor, ...]) -> None:
-    scoringrules = pytest.importorskip("scoringrules")
+    scoringrules = pytest.importorskip("scoringrules")  # extra: metrics
     s, x = calibrated[0][:20], calibrated[1][:20]
     crps = scoringrules.crps_ensemble(x.numpy(), s.numpy(), m_axis=1, estimator="fair", backend="numpy")
     torch.testing.assert_close(fair_crps(s, x), torch.from_numpy(crps))
@@ -194,7 +194,7 @@ def test_error_correlation_of_exact_draws() -> None:
 
 def test_tarp_ranks_are_those_of_the_tarp_package(calibrated: tuple[torch.Tensor, ...]) -> None:
     """Their curve is a histogram over equal bins of the ranks' own span, so it is compared at its S + 1 bins."""
-    package = pytest.importorskip("tarp")
+    package = pytest.importorskip("tarp")  # extra: metrics
     samples, truth, y = calibrated
     references = y + randn(N, 2, seed=5)
     theirs, _ = package.get_tarp_coverage(

@@ -43,7 +43,7 @@ def test_distance_in_closed_form(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # the package's
 def test_distance_is_that_of_the_authors_package(tmp_path: Path) -> None:
     """With their released heads and scaling, and a random AlexNet: the trained one would be a download."""
-    package = pytest.importorskip("lpips")  # needs torchvision
+    package = pytest.importorskip("lpips")  # extra: metrics
     torch.manual_seed(0)
     theirs = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")

@@ -169,7 +169,7 @@ def test_gmsd_of_a_pixel_has_its_closed_form() -> None:
 
 
 def test_perceptual_measures_are_those_of_piq() -> None:
-    piq = pytest.importorskip("piq")
+    piq = pytest.importorskip("piq")  # extra: metrics
     truth = rand(1, 1, 192, 208, seed=3).cumsum(2).cumsum(3)
     truth = truth / truth.max()
     x = (truth + 0.1 * (rand(*truth.shape, seed=4) - 0.5)).clamp(0, 1)
