@@ -9,6 +9,8 @@ from the joint law. No single number is enough: draws from the prior that ignore
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -34,29 +36,34 @@ def fair_crps(samples: Tensor, truth: Tensor) -> Tensor:
     """Continuous ranked probability score per pixel, (n_data, \\*shape), in the images' unit; less is better.
 
     ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))``: unbiased for an ensemble of S samples (Ferro 2014),
-    by sorting in O(S log S). Differences to the truth are sorted, so that a large common offset (Hounsfield units)
-    costs no digits.
+    by sorting. Differences to the truth are sorted, so that a large common offset (Hounsfield units) costs no digits.
 
     >>> fair_crps(torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[0.0]]))  # 1 - (1 + 1 + 2) / 6
     tensor([[0.3333]])
     """
     S = _check(samples, truth, 2)
-    d = (samples - truth[:, None]).movedim(1, -1).contiguous()
-    weights = 2 * torch.arange(1, S + 1, dtype=d.dtype, device=d.device) - S - 1
-    pairs = d.sort(-1).values @ weights  # half of sum_ij |s_i - s_j|
-    return d.abs().mean(-1) - pairs / (S * (S - 1))
+    d = (samples - truth[:, None]).unbind(1)
+    zero = torch.zeros_like(d[0])
+    pairs = sum(((2 * i - S + 1) * row for i, row in enumerate(_sorted(d))), zero)  # half of sum_ij |s_i - s_j|
+    return sum((row.abs() for row in d), zero) / S - pairs / (S * (S - 1))
 
 
 def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
     """The CRPS of whole images, (n_data,), in the images' unit; less is better, and joint errors count.
 
     ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))`` with the Euclidean norm over all pixels (Gneiting and
-    Raftery 2007, equation 22 with beta = 1, in its unbiased form). S^2 distances per datum.
+    Raftery 2007, equation 22 with beta = 1, in its unbiased form). The S^2 distances come from the samples' inner
+    products about their mean, in float64.
     """
     S = _check(samples, truth, 2)
-    s = samples.flatten(2)
-    pairs = torch.cdist(s, s, compute_mode="donot_use_mm_for_euclid_dist").sum((1, 2))
-    return (s - truth.flatten(1)[:, None]).norm(dim=2).mean(1) - pairs / (2 * S * (S - 1))
+    d = (samples.double() - truth.double()[:, None]).flatten(2)
+    error = d.norm(dim=2).mean(1)
+    d = d - d.mean(1, keepdim=True)
+    gram = d @ d.mT
+    square = gram.diagonal(dim1=1, dim2=2)
+    distance = (square[:, :, None] + square[:, None] - 2 * gram).clamp(min=0).sqrt()
+    distance.diagonal(dim1=1, dim2=2).zero_()
+    return (error - distance.sum((1, 2)) / (2 * S * (S - 1))).to(samples.dtype)
 
 
 def spread_skill(samples: Tensor, truth: Tensor) -> float:
@@ -201,6 +208,31 @@ def mode_frequencies(samples: Tensor, modes: Tensor) -> Tensor:
 def total_variation(p: Tensor, q: Tensor) -> float:
     """``sum |p - q| / 2`` over the last dimension, mean over the others."""
     return float((p - q).abs().sum(-1).mean() / 2)
+
+
+def _sorted(rows: Sequence[Tensor]) -> list[Tensor]:
+    """The rows sorted element by element: a network of minima and maxima of whole rows, several times faster than
+    ``torch.sort`` across them; which takes over where the network's S log^2 S / 4 steps are too many."""
+    if len(rows) > 128:
+        return list(torch.stack(tuple(rows), -1).sort(-1).values.unbind(-1))
+    rows = list(rows)
+    for i, j in _comparators(len(rows)):
+        rows[i], rows[j] = torch.minimum(rows[i], rows[j]), torch.maximum(rows[i], rows[j])
+    return rows
+
+
+@cache
+def _comparators(n: int) -> list[tuple[int, int]]:
+    """Batcher's merge exchange for any n (Knuth, The Art of Computer Programming 3, algorithm 5.2.2M)."""
+    steps = [2**t for t in range((n - 1).bit_length())]
+    return [
+        (i + j, i + j + k)
+        for p in steps
+        for k in reversed(steps[: steps.index(p) + 1])
+        for j in range(k % p, n - k, 2 * k)
+        for i in range(min(k, n - j - k))
+        if (i + j) // (2 * p) == (i + j + k) // (2 * p)
+    ]
 
 
 def _mid_ranks(t: Tensor) -> Tensor:

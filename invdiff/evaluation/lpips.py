@@ -48,7 +48,7 @@ class LPIPS:
             raise FileNotFoundError(f"There is no LPIPS weights file {path}; see help(invdiff.evaluation.lpips).")
         state = _read(path)
         state = {k: v for k, v in state.items() if not k.startswith("lins.")}  # a second copy of lin0 .. lin4
-        shapes = {f"scaling_layer.{k}": (1, 3, 1, 1) for k in ("shift", "scale")}
+        shapes: dict[str, tuple[int, ...]] = {f"scaling_layer.{k}": (1, 3, 1, 1) for k in ("shift", "scale")}
         for i, (name, out, into, kernel, _, _) in enumerate(_LAYERS):
             shapes |= {f"{name}.weight": (out, into, kernel, kernel), f"{name}.bias": (out,)}
             shapes |= {f"lin{i}.model.1.weight": (1, out, 1, 1)}

@@ -23,7 +23,7 @@ cannot be compared. PSNR and SSIM favour posterior means over samples, which are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -249,7 +249,9 @@ def _range(b: Tensor, data_range: DataRange) -> Tensor:
     return torch.full((len(b),), float(data_range), dtype=b.dtype, device=b.device)
 
 
-def _ssim_terms(a: Tensor, b: Tensor, L: Tensor, mean, unbias: float = 1.0) -> tuple[Tensor, Tensor]:
+def _ssim_terms(
+    a: Tensor, b: Tensor, L: Tensor, mean: Callable[[Tensor], Tensor], unbias: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Luminance and contrast-structure terms of SSIM per window."""
     c1, c2 = ((k * L[:, None, None]) ** 2 for k in (0.01, 0.03))
     ma, mb = mean(a), mean(b)

@@ -65,6 +65,15 @@ def test_fair_crps_does_not_depend_on_the_number_of_samples(calibrated: tuple[to
     assert float(few) == pytest.approx(float(fair_crps(samples, truth).mean()), rel=0.01)
 
 
+def test_fair_crps_sorts_any_number_of_samples() -> None:
+    for n in (*range(2, 36), 100, 128, 129, 300):
+        s, x = randn(2, n, 5, seed=n), randn(2, 5, seed=n + 1)
+        pairs = (s[:, :, None] - s[:, None]).abs().sum((1, 2)) / (2 * n * (n - 1))
+        torch.testing.assert_close(fair_crps(s, x), (s - x[:, None]).abs().mean(1) - pairs)
+    same = torch.ones(2, 16, 5)  # ties
+    assert bool((fair_crps(same, same[:, 0]) == 0).all())
+
+
 def test_fair_crps_keeps_its_digits_under_a_large_offset() -> None:
     s, x = randn(3, S, 50, seed=3), randn(3, 50, seed=4)
     exact = fair_crps(s, x)
@@ -87,6 +96,7 @@ def test_energy_score_in_closed_form(calibrated: tuple[torch.Tensor, ...]) -> No
     s = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
     assert energy_score(s, torch.zeros(1, 2)).tolist() == [0.0]
     assert energy_score(s, torch.tensor([[3.0, 0.0]])).tolist() == [1.0]  # (3 + 4) / 2 - 5 / 2
+    assert energy_score(torch.full((1, 4, 3), 7.0), torch.full((1, 3), 7.0)).tolist() == [0.0]
     samples, truth, _ = calibrated
     torch.testing.assert_close(energy_score(samples[..., :1], truth[:, :1]), fair_crps(samples, truth)[:, 0])
     # draws from N(m, I / 2) in two dimensions: half of E |N(0, I)| = sqrt(pi / 2) / 2
