@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from invdiff.datasets.geometry import placed
 from invdiff.measurement import Measurement
 from invdiff.noise import ComplexGaussianNoise, GaussianNoise
+from invdiff.operators.base import ViewAsComplex
 from invdiff.operators.ultrasound import PlaneWaveIQ, PlaneWaveRF, gaussian_pulse, receive_weights
 from invdiff.operators.ultrasound_geometry import MM, PlaneWaveScan
 
@@ -56,8 +58,9 @@ def plane_wave_measurement(
         item, metadata: see :class:`invdiff.Measurement`.
 
     Returns:
-        Measurement with a PlaneWaveRF or PlaneWaveIQ operator; ``image_scale`` is the 99.5th percentile of the
-        magnitude of the delay-and-sum image.
+        Measurement of a real image (1, nz, nx) with a PlaneWaveRF, or of real and imaginary part (2, nz, nx) with
+        ``PlaneWaveIQ @ ViewAsComplex``. ``image_scale`` is the 99.5th percentile of the magnitude of the delay-and-sum
+        image. The affine places the array on the x axis (left to right), looking down (towards -z, inferior).
 
     Raises:
         ValueError: shapes or numbers that do not make sense.
@@ -107,18 +110,19 @@ def plane_wave_measurement(
         carrier = 0.0 if iq else centre_frequency
         pulse = gaussian_pulse(carrier, bandwidth * centre_frequency, sampling_frequency)
     sigma = noise_level(y)
-    A = (PlaneWaveIQ if iq else PlaneWaveRF)(scan, f_number=f_number, pulse=pulse)
+    wave = (PlaneWaveIQ if iq else PlaneWaveRF)(scan, f_number=f_number, pulse=pulse)
     data = torch.from_numpy(y)
-    heard = torch.from_numpy(receive_weights(scan, f_number, "boxcar")).sum(-1).reshape(A.in_shape) * len(tilts)
-    magnitude = (A.delays.H(data) / heard.clamp(min=1)).abs()
+    heard = torch.from_numpy(receive_weights(scan, f_number, "boxcar")).sum(-1).reshape(wave.in_shape) * len(tilts)
+    magnitude = (wave.delays.H(data) / heard.clamp(min=1)).abs()
+    (dz, dx), (z0, x0) = scan.pixel_size, scan.origin
     return Measurement(
         y=data,
-        A=A,
+        A=wave @ ViewAsComplex(wave.in_shape) if iq else wave,
         noise=ComplexGaussianNoise(sigma) if iq else GaussianNoise(sigma),
         image_scale=float(np.quantile(magnitude.numpy(), 0.995)),
         item=item,
         metadata={
-            "pixel_size_mm": ", ".join(f"{s:.6g}" for s in scan.pixel_size),
+            **placed(np.array([[dx, 0, 0, x0], [0, 0, 1, 0], [0, -dz, 0, -z0], [0, 0, 0, 1]])),
             "noise": f"root mean square of the quietest of {PARTS} parts of the record",
             **(metadata or {}),
         },

@@ -17,10 +17,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 from invdiff.classical import DAS, CoherenceFactor, MinimumVariance
 from invdiff.datasets import read_must
 from invdiff.evaluation.ultrasound import contrast_ratio, disc_mask, gcnr
+from invdiff.operators import find_plane_wave
 
 CENTRE, RADIUS = (22.2, -0.1), 10.0  # (z, x) in mm, found by eye
 DECIBELS = 40
@@ -35,14 +37,16 @@ def main() -> None:
     measurement = read_must(
         arguments.data / "pymust_pwi_disk.mat", image_shape=(220, 190), depth=(9.0, 36.0), f_number=1.5
     )
-    scan = measurement.A.scan
+    wave = find_plane_wave(measurement.A)
+    assert wave is not None
+    scan = wave.scan
     inside = disc_mask(scan, CENTRE, 0.75 * RADIUS)
     outside = disc_mask(scan, CENTRE, 1.5 * RADIUS, hole=1.25 * RADIUS)
     x, z = scan.pixel_centres()
 
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="constrained")
     for axis, method in zip(axes, (DAS(), CoherenceFactor(), MinimumVariance()), strict=True):
-        envelope = method(None, measurement).mean.abs()
+        envelope = torch.linalg.vector_norm(method(None, measurement).mean, dim=0, keepdim=True)
         quality = gcnr(envelope, inside, outside), contrast_ratio(envelope, inside, outside)
         print(f"{type(method).__name__}: gCNR {quality[0]:.3f}, contrast {quality[1]:.1f} dB")
         decibels = 20 * np.log10(envelope[0].numpy() / float(envelope.max()) + 1e-9)
