@@ -1,15 +1,15 @@
 """Speed of the CT operator and of its exact adjoint, against ASTRA (CPU) and deepinv, in one process.
 
-    OMP_NUM_THREADS=2 python benchmarks/operators_speed.py [--rounds 40]
+    OMP_NUM_THREADS=2 python benchmarks/operators_speed.py [--fan] [--size 256] [--views 60] [--rounds 40]
 
-256 x 256 image, 60 parallel views over 180 degrees, 363 detector elements, float32, 2 threads. The contestants take
-turns, so that a disturbance of the machine hits all of them; medians are printed. ASTRA's CPU projectors use one
-thread by construction. On a machine that is busy with other work, set OMP_WAIT_POLICY=passive: otherwise the threads
-of torch spin while waiting for each other and lose whole time slices.
+Parallel views over 180 degrees, or flat fan-beam views over 360 degrees; a detector that sees the whole image; float32;
+2 threads. The contestants take turns, so that a disturbance of the machine hits all of them; medians are printed.
+ASTRA's CPU projectors use one thread by construction. On a machine that is busy with other work, set
+OMP_WAIT_POLICY=passive: otherwise the threads of torch spin while waiting for each other and lose whole time slices.
 
-Peers: ASTRA 'linear' (Joseph, the same discretisation), through the faster of ``direct_FP/BP`` and linked data;
-deepinv ``Tomography`` (rotate and sum, unit pixels) with ``A`` and ``A_adjoint``. Peers that cannot be imported are
-skipped with a note.
+Peers: ASTRA 'linear' (Joseph, the same discretisation) for parallel beams and 'line_fanflat' (Siddon) for fans,
+through the faster of ``direct_FP/BP`` and linked data; deepinv ``Tomography`` (rotate and sum, unit pixels) with ``A``
+and ``A_adjoint``. Peers that cannot be imported are skipped with a note.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from invdiff.operators.ct import CT
-from invdiff.operators.ct_geometry import ParallelBeam
+from invdiff.operators.ct_geometry import FanBeam, ParallelBeam
 
-N, VIEWS = 256, 60
+Beam = ParallelBeam | FanBeam
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
@@ -37,14 +37,19 @@ def ours(A: CT, batch: int) -> Pair:
     return (lambda: A(x)), (lambda: AH(y))
 
 
-def astra_pairs(geometry: ParallelBeam) -> dict[str, Pair]:
+def astra_pairs(geometry: Beam) -> dict[str, Pair]:
     import astra
 
-    volume = astra.create_vol_geom(N, N)
-    beam = astra.create_proj_geom("parallel", 1.0, geometry.n_detectors, np.array(geometry.angles))
-    projector = astra.create_projector("linear", beam, volume)
-    x = np.random.default_rng(0).random((N, N), dtype=np.float32)
-    y = np.zeros((VIEWS, geometry.n_detectors), np.float32)
+    volume = astra.create_vol_geom(*geometry.image_shape)
+    detector = (geometry.detector_spacing, geometry.n_detectors, np.array(geometry.angles))
+    if isinstance(geometry, FanBeam):
+        method, distances = "line_fanflat", (geometry.source_origin, geometry.source_detector - geometry.source_origin)
+        beam = astra.create_proj_geom("fanflat", *detector, *distances)
+    else:
+        method, beam = "linear", astra.create_proj_geom("parallel", *detector)
+    projector = astra.create_projector(method, beam, volume)
+    x = np.random.default_rng(0).random(geometry.image_shape, dtype=np.float32)
+    y = np.zeros((geometry.n_views, geometry.n_detectors), np.float32)
     back = np.zeros_like(x)
     pairs: dict[str, Pair] = {}
 
@@ -56,21 +61,35 @@ def astra_pairs(geometry: ParallelBeam) -> dict[str, Pair]:
         config["ProjectorId"], config["ProjectionDataId"] = projector, y_id
         config["VolumeDataId" if kind == "FP" else "ReconstructionDataId"] = volume_id
         algorithms.append(astra.algorithm.create(config))
-    pairs["astra linear, linked"] = tuple(lambda a=a: astra.algorithm.run(a) for a in algorithms)  # type: ignore[assignment]
+    pairs[f"astra {method}, linked"] = tuple(lambda a=a: astra.algorithm.run(a) for a in algorithms)  # type: ignore[assignment]
     if hasattr(astra.projector, "direct_FP"):
-        pairs["astra linear, direct"] = (
+        pairs[f"astra {method}, direct"] = (
             lambda: astra.projector.direct_FP(projector, x, out=y),
             lambda: astra.projector.direct_BP(projector, y, out=back),
         )
     return pairs
 
 
-def deepinv_pair(geometry: ParallelBeam) -> tuple[Pair, float]:
+def deepinv_pair(geometry: Beam) -> tuple[Pair, float]:
     import deepinv
 
     degrees = torch.rad2deg(torch.tensor(geometry.angles, dtype=torch.float32))
-    physics = deepinv.physics.Tomography(angles=degrees, img_width=N, circle=False, normalize=False)
-    x = torch.rand(1, 1, N, N)
+    fan = isinstance(geometry, FanBeam) and {
+        "pixel_spacing": 1.0,
+        "source_radius": geometry.source_origin,
+        "detector_radius": geometry.source_detector - geometry.source_origin,
+        "n_detector_pixels": geometry.n_detectors,
+        "detector_spacing": geometry.detector_spacing,
+    }
+    physics = deepinv.physics.Tomography(
+        angles=degrees,
+        img_width=geometry.image_shape[1],
+        circle=False,
+        normalize=False,
+        fan_beam=bool(fan),
+        fan_parameters=fan or None,
+    )
+    x = torch.rand(1, 1, *geometry.image_shape)
     y = physics.A(x)
     v = torch.randn_like(y)
     error = mismatch(y, v, x, physics.A_adjoint(v))
@@ -111,16 +130,24 @@ def version(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--fan", action="store_true")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--views", type=int, default=60)
+    arguments = parser.parse_args()
+    rounds, n = arguments.rounds, arguments.size
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     torch.set_num_threads(2)
     print(", ".join(map(version, ("torch", "astra-toolbox", "deepinv"))), f"; {torch.get_num_threads()} threads")
 
-    geometry = ParallelBeam.covering((N, N), 1.0, VIEWS)
+    geometry: Beam = ParallelBeam.covering((n, n), 1.0, arguments.views)
+    if arguments.fan:
+        distances = {"source_origin": 2.0 * n, "source_detector": 3.0 * n}
+        geometry = FanBeam.covering((n, n), 1.0, arguments.views, **distances)
     start = time.perf_counter()
     A = CT(geometry)
-    print(f"{A!r}: built in {time.perf_counter() - start:.2f} s")
+    seconds = time.perf_counter() - start
+    print(f"{A!r}: built (or read from the cache) in {seconds:.2f} s, {A.stored_bytes / 1e6:.0f} MB")
 
     pairs: dict[str, Pair] = {"invdiff CT": ours(A, 1)}
     errors = {"invdiff CT": adjoint_error(A), "invdiff CT, float64": adjoint_error(A.to(dtype=torch.float64))}

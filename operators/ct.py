@@ -79,6 +79,12 @@ class CT(LinearOperator):
         else:
             self._astra = _without_matrix(geometry, supersampling, full, budget)
 
+    @property
+    def stored_bytes(self) -> int:
+        """Memory of the matrices; 0 if projections are computed without."""
+        pairs = (self._pair, None if self._folded is None else self._folded.pair)
+        return sum(pair.nbytes for pair in pairs if pair is not None)
+
     def forward(self, x: Tensor) -> Tensor:
         if self._astra is not None:
             return self._astra.apply(x[:, 0])[:, None]
