@@ -436,6 +436,15 @@ class TestMemoryBudget:
             assert A.stored_bytes <= 1.05 * budget
             assert (A.stored_bytes > 0) != (A._astra is not None)
 
+    @pytest.mark.slow
+    def test_512_pixels_and_360_parallel_views_take_less_than_0_7_gb(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("INVDIFF_CACHE", "off")
+        A = CT(ParallelBeam.covering((512, 512), 1.0, 360), memory_budget=700_000_000)
+        assert A._astra is None
+        assert 0 < A.stored_bytes < 700_000_000
+        x = torch.ones(1, 512, 512)
+        assert float(A(x).max()) == pytest.approx(512 * 2**0.5, rel=0.01)
+
     @pytest.mark.parametrize("name", ["odd parallel", "odd fan", "parallel vectors", "fan vectors"])
     @pytest.mark.parametrize("supersampling", [1, 3])
     def test_beyond_it_astra_projects(self, name: str, supersampling: int, monkeypatch: pytest.MonkeyPatch) -> None:
