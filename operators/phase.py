@@ -75,7 +75,8 @@ def phase_retrieval(shape: tuple[int, int, int], margin: int) -> Operator:
     if margin < 1:
         raise ValueError(f"margin must be at least 1 pixel, got {margin}.")
     pad = Pad(shape, margin, "constant")
-    padded = pad.out_shape
+    channels, ny, nx = pad.out_shape
+    padded = (channels, ny, nx)
     return Modulus(padded) @ (Fourier(padded) @ RealAsComplex(padded) @ pad)
 
 

@@ -40,7 +40,7 @@ def wavelet_transform(x: Tensor, wavelet: str, n_levels: int, n_dims: int) -> Te
         for dim in range(x.ndim - n_dims, x.ndim):
             # a[k] = sum_j h[j] x[2 k + j], periodic; the same with g for the details
             shifted = [value.roll(-j, dim) for j in range(len(low))]
-            parts = [sum(f[j] * s for j, s in enumerate(shifted)) for f in (low, high)]
+            parts = [torch.stack([f[j] * s for j, s in enumerate(shifted)]).sum(0) for f in (low, high)]
             even = torch.arange(0, value.shape[dim], 2, device=x.device)
             value = torch.cat([part.index_select(dim, even) for part in parts], dim)
         block.copy_(value)
@@ -57,9 +57,8 @@ def inverse_wavelet_transform(c: Tensor, wavelet: str, n_levels: int, n_dims: in
         for dim in range(c.ndim - n_dims, c.ndim):
             even = torch.arange(0, value.shape[dim], 2, device=c.device)
             spread = [torch.zeros_like(value).index_copy(dim, even, half) for half in value.chunk(2, dim)]
-            value = sum(
-                f[j] * s.roll(j, dim) for f, s in zip((low, high), spread, strict=True) for j in range(len(low))
-            )
+            taps = [f[j] * s.roll(j, dim) for f, s in zip((low, high), spread, strict=True) for j in range(len(low))]
+            value = torch.stack(taps).sum(0)
         block.copy_(value)
     return x
 
