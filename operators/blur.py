@@ -86,15 +86,19 @@ class SpaceVaryingBlur(LinearOperator):
             raise ValueError(f"weights must be {(len(psfs), *shape[-2:])}, got {tuple(weights.shape)}.")
         super().__init__(shape, shape)
         self.psfs, self.weights, self.shape = psfs.to(torch.float32), weights.to(torch.float32), tuple(shape)
-        self._transfers = _transfer(self.psfs, shape)[:, None]
+        self._transfers = _transfer(self.psfs, shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = torch.fft.rfft2(self.weights[:, None] * x[:, None])
-        return torch.fft.irfft2((self._transfers * parts).sum(1), s=self.shape[-2:])
+        spectrum = torch.zeros((), dtype=self._transfers.dtype, device=x.device)
+        for transfer, weight in zip(self._transfers, self.weights, strict=True):
+            spectrum = spectrum + transfer * torch.fft.rfft2(weight * x)
+        return torch.fft.irfft2(spectrum, s=self.shape[-2:])
 
     def adjoint(self, y: Tensor) -> Tensor:
-        parts = torch.fft.irfft2(self._transfers.conj() * torch.fft.rfft2(y)[:, None], s=self.shape[-2:])
-        return (self.weights[:, None] * parts).sum(1)
+        spectrum, x = torch.fft.rfft2(y), torch.zeros_like(y)
+        for transfer, weight in zip(self._transfers, self.weights, strict=True):
+            x = x + weight * torch.fft.irfft2(transfer.conj() * spectrum, s=self.shape[-2:])
+        return x
 
 
 class Pad(LinearOperator):
