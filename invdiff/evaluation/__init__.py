@@ -1,5 +1,9 @@
-"""Measures of reconstructions (:mod:`metrics`) and posteriors (:mod:`calibration`), and intervals that keep a promise
-(:mod:`conformal`)."""
+"""Measures of reconstructions and of posteriors, and intervals with a promise.
+
+Re-exported here are the measures of images (:mod:`invdiff.evaluation.metrics`) and :func:`calibrate`
+(:mod:`invdiff.evaluation.conformal`). Measures of posteriors: :mod:`invdiff.evaluation.calibration`; LPIPS:
+:mod:`invdiff.evaluation.lpips`.
+"""
 
 from invdiff.evaluation.conformal import RiskControllingIntervals, calibrate
 from invdiff.evaluation.metrics import (
