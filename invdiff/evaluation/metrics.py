@@ -155,7 +155,7 @@ def hu_error(x: Tensor, reference: Tensor, *, water: float, mask: Tensor | None 
     """``1000 (x - reference) / water`` over the pixels of ``mask``.
 
     Args:
-        water: attenuation of water in the images' units (``datasets.examples.MU_WATER`` in 1/mm; 1 for images
+        water: attenuation of water in the images' units (``datasets.ct_units.MU_WATER`` in 1/mm; 1 for images
             relative to water).
         mask: boolean, of the images' shape, e.g. the body: air around it flatters the mean. None: everything.
 
