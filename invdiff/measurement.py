@@ -169,9 +169,10 @@ class Measurement:
         precision = self.noise.precision(self.y)
         if isinstance(precision, float) and A.has_closed_form_prox:
             return A.prox(z, y, variance * precision)
-        w = variance * precision
+        w, gram = variance * precision, A.gram
+        white = isinstance(precision, float)  # then the operator's own normal operator serves, which may be faster
         return cg(
-            lambda x: x + A.H(w * A(x)), z + A.H(w * y), item_ndim=len(A.in_shape), start=z,
+            lambda x: x + (w * gram(x) if white else A.H(w * A(x))), z + A.H(w * y), item_ndim=len(A.in_shape), start=z,
             n_steps=n_steps, tolerance=tolerance,
         )  # fmt: skip
 

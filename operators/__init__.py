@@ -43,8 +43,10 @@ from invdiff.operators.mri_masks import (
     poisson_disc_mask,
     random_mask,
 )
+from invdiff.operators.mri_noncartesian import NonCartesianMRI, ToeplitzMRI, gridding
 from invdiff.operators.mri_trajectories import golden_angle_trajectory, radial_trajectory, spiral_trajectory
 from invdiff.operators.nonlinear import Clip, Quantize
+from invdiff.operators.nufft import density_compensation
 from invdiff.operators.phase import Fourier, Modulus, coded_phase_retrieval, octanary_masks, phase_retrieval
 from invdiff.operators.superresolution import BicubicDownsample, BlockDownsample, BlurDownsample
 from invdiff.operators.svd import SVD
@@ -65,7 +67,8 @@ OPERATORS: dict[str, type[Operator]] = {
     for cls in (
         Affine, BicubicDownsample, BlockDownsample, Blur, BlurDownsample, Clip, Composition, Crop, CT, CT3D, Envelope,
         Fourier, Haze, Identity, Inpainting, LinearComposition, LinearSum, LogCompression, Matrix, Modulus,
-        MultiCoilMRI, Pad, PlaneWaveIQ, PlaneWaveRF, Quantize, RealAsComplex, Scaled, SpaceVaryingBlur, ViewAsComplex,
+        MultiCoilMRI, NonCartesianMRI, Pad, PlaneWaveIQ, PlaneWaveRF, Quantize, RealAsComplex, Scaled,
+        SpaceVaryingBlur, ToeplitzMRI, ViewAsComplex,
     )
 }  # fmt: skip
 PARAMETERS: dict[str, type] = {
@@ -77,12 +80,13 @@ __all__ = [
     "CT", "CT3D", "OPERATORS", "PARAMETERS", "SVD", "Affine", "BicubicDownsample", "BlockDownsample", "Blur",
     "BlurDownsample", "Clip", "Composition", "ConeBeam", "Crop", "CurvedFanBeam", "Envelope", "FanBeam", "Fourier",
     "Haze", "Identity", "Inpainting", "LinearComposition", "LinearOperator", "LinearSum", "LogCompression", "Matrix",
-    "Modulus", "MultiCoilMRI", "Operator", "Pad", "ParallelBeam", "ParallelBeam3D", "PlaneWave", "PlaneWaveIQ",
-    "PlaneWaveRF", "PlaneWaveScan", "Quantize", "RealAsComplex", "Scaled", "SpaceVaryingBlur", "VectorBeam",
-    "ViewAsComplex", "birdcage_maps", "box_mask", "brush_mask", "coded_phase_retrieval", "coil_compression", "dot",
-    "equispaced_fraction_mask", "equispaced_mask", "espirit_maps", "fft2c", "find_plane_wave", "from_deepinv",
-    "gaussian_mask", "gaussian_psf", "gaussian_pulse", "golden_angle_trajectory", "ifft2c", "interpolation_weights",
-    "magic_mask", "motion_psf", "noise_covariance", "octanary_masks", "phase_retrieval", "poisson_disc_mask",
-    "prewhiten", "pulse_psf", "radial_trajectory", "random_mask", "random_pixels", "reflect_blur", "slab_mask",
-    "spiral_trajectory", "to_deepinv",
+    "Modulus", "MultiCoilMRI", "NonCartesianMRI", "Operator", "Pad", "ParallelBeam", "ParallelBeam3D", "PlaneWave",
+    "PlaneWaveIQ", "PlaneWaveRF", "PlaneWaveScan", "Quantize", "RealAsComplex", "Scaled", "SpaceVaryingBlur",
+    "ToeplitzMRI", "VectorBeam", "ViewAsComplex", "birdcage_maps", "box_mask", "brush_mask", "coded_phase_retrieval",
+    "coil_compression", "density_compensation", "dot", "equispaced_fraction_mask", "equispaced_mask", "espirit_maps",
+    "fft2c", "find_plane_wave", "from_deepinv", "gaussian_mask", "gaussian_psf", "gaussian_pulse",
+    "golden_angle_trajectory", "gridding", "ifft2c", "interpolation_weights", "magic_mask", "motion_psf",
+    "noise_covariance", "octanary_masks", "phase_retrieval", "poisson_disc_mask", "prewhiten", "pulse_psf",
+    "radial_trajectory", "random_mask", "random_pixels", "reflect_blur", "slab_mask", "spiral_trajectory",
+    "to_deepinv",
 ]  # fmt: skip

@@ -270,6 +270,11 @@ class LinearComposition(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.inner.H._apply(self.outer.H._apply(y))
 
+    @property
+    def gram(self) -> LinearOperator:
+        """``inner^H outer^H outer inner``, through the outer operator's own normal operator."""
+        return LinearComposition(self.inner.H, LinearComposition(self.outer.gram, self.inner))
+
 
 class LinearSum(LinearOperator):
     """``first + second``, two linear operators between the same spaces."""

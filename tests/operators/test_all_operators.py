@@ -26,6 +26,7 @@ from invdiff.operators import (
     LinearOperator,
     Matrix,
     MultiCoilMRI,
+    NonCartesianMRI,
     Pad,
     ParallelBeam,
     PlaneWaveIQ,
@@ -40,6 +41,7 @@ from invdiff.operators import (
     equispaced_mask,
     gaussian_psf,
     gaussian_pulse,
+    golden_angle_trajectory,
     interpolation_weights,
     motion_psf,
     random_pixels,
@@ -62,6 +64,7 @@ CONE = ConeBeam(
     image_shape=(4, 5, 6), voxel_size=(1.5, 1.0, 0.8), angles=ANGLES[::2], detector_shape=(5, 7), detector_spacing=1.5,
     detector_offset=(0.3, -0.2), source_origin=20.0, source_detector=30.0,
 )  # fmt: skip
+SPOKES = NonCartesianMRI(birdcage_maps(3, (9, 8)), golden_angle_trajectory(8, n_spokes=13, n_samples=17))
 BLUR = Blur(gaussian_psf(1.2, 5), (2, 12, 9))
 SCAN = PlaneWaveScan(
     image_shape=(6, 5), pixel_size=(0.4, 0.3), origin=(1.0, -0.6), element_positions=(-0.9, -0.2, 0.3, 0.8),
@@ -93,6 +96,9 @@ CASES: dict[str, LinearOperator] = {
         birdcage_maps(2, (6, 5))[:, None] * torch.linspace(0.5, 1, 4)[:, None, None],
         equispaced_mask(5, acceleration=2, center_fraction=0.2),
     ),
+    "NonCartesianMRI": SPOKES,
+    "NonCartesianMRI of a real image": SPOKES @ RealAsComplex((1, 9, 8)),
+    "ToeplitzMRI": SPOKES.gram,
     "MRI of a two-channel image": MRI @ ViewAsComplex((1, 12, 9)),
     "CT parallel": CT(PARALLEL),
     "CT fan, supersampled": CT(FAN, supersampling=2),
