@@ -102,10 +102,13 @@ class Volume:
 def formats() -> dict[str, ModuleType]:
     """Name to module of every known format, the most specific first."""
     from invdiff.datasets import (
+        bart,
         ct_projections,
         dicom,
         dxchange,
+        fastmri,
         htc,
+        ismrmrd,
         lodopab,
         must,
         nifti,
@@ -114,7 +117,7 @@ def formats() -> dict[str, ModuleType]:
         saved,
         uff,
         zea,
-    )  # fmt: skip
+    )
 
     return {
         "invdiff measurement": saved,
@@ -129,6 +132,9 @@ def formats() -> dict[str, ModuleType]:
         "DICOM-CT-PD": ct_projections,
         "DICOM": dicom,
         "npy + toml": npy_toml,
+        "fastMRI": fastmri,
+        "ISMRMRD": ismrmrd,
+        "BART": bart,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from invdiff.storage import open_hdf5
 
-__all__ = ["array", "attribute", "dataset_shape", "open_hdf5", "scalar"]
+__all__ = ["array", "attribute", "damaged", "dataset_shape", "open_hdf5", "require_stored", "scalar"]
 
 
 def array(
@@ -84,3 +86,22 @@ def attribute(f: h5py.File | h5py.Group, key: str, default: Any = None) -> Any:
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(())[()]
     return value.item() if isinstance(value, np.generic) else value
+
+
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Whatever the HDF5 library says of a damaged file, as an OSError of one line. Goes around :func:`open_hdf5`."""
+    try:
+        yield
+    except (RuntimeError, KeyError, IndexError, TypeError, AttributeError, MemoryError, UnicodeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OSError(f"{path.name} cannot be read; it may be damaged or truncated ({reason}).") from None
+
+
+def require_stored(item: h5py.Dataset) -> None:
+    """Raise ValueError if an uncompressed dataset claims more bytes than the file stores for it."""
+    claimed, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
+    filtered = item.id.get_create_plist().get_nfilters() > 0
+    if claimed and (stored == 0 or (not filtered and stored < claimed)):
+        name = Path(item.file.filename).name
+        raise ValueError(f"{name}: '{item.name}' claims {claimed} bytes, the file stores {stored}; it is incomplete.")

@@ -97,6 +97,27 @@ def kspace_measurement(
     )
 
 
+def item_index(index: int | None, n_items: int) -> int:
+    """``index``, or the middle item for None; ValueError outside of 0 .. n_items - 1."""
+    index = n_items // 2 if index is None else index
+    if not 0 <= index < n_items:
+        raise ValueError(f"index must lie between 0 and {n_items - 1}, got {index}.")
+    return index
+
+
+def crop_readout(kspace: Tensor, width: int, dim: int) -> Tensor:
+    """k-space of the central ``width`` pixels along a fully sampled direction, without loss inside of them.
+
+    This is how readout oversampling is removed: transform along ``dim``, keep the centre, transform back.
+    """
+
+    def along(transform: Any, x: Tensor) -> Tensor:
+        return torch.fft.fftshift(transform(torch.fft.ifftshift(x, dim), dim=dim, norm="ortho"), dim)
+
+    n = kspace.shape[dim]
+    return along(torch.fft.fft, along(torch.fft.ifft, kspace).narrow(dim, n // 2 - width // 2, width))
+
+
 def noise_level(kspace: Tensor, mask: Tensor) -> float:
     """Standard deviation of each component of the noise, from the corners and edges of k-space.
 

@@ -6,6 +6,7 @@
 # a model card. Here on the volume that comes with nibabel, for a minute; a useful prior takes an hour on two cores.
 
 # %%
+import shutil
 from pathlib import Path
 
 import nibabel

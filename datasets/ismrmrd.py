@@ -1,0 +1,281 @@
+"""ISMRMRD raw data (HDF5): two-dimensional Cartesian MRI, prewhitened by the file's noise scans.
+
+Inati et al., "ISMRM Raw data format: a proposed standard for MRI raw datasets", Magnetic Resonance in Medicine 77
+(2017). One group holds ``xml``, the description of the scan, and ``data``, one record per readout. Images have rows
+along the phase-encoding direction and columns along the readout.
+"""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from invdiff.datasets.files import Head
+from invdiff.datasets.hdf5 import damaged, open_hdf5, require_stored
+from invdiff.datasets.kspace import crop_readout, item_index, kspace_measurement
+from invdiff.measurement import Measurement
+from invdiff.operators.mri_coils import noise_covariance, prewhiten
+
+NOISE, CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 19, 20, 21, 22  # bits of the flags, counted from 1
+NO_IMAGE = (23, 24, 26, 27, 28, 29, 30, 31)  # navigators, phase correction, feedback, dummies, stabilisation
+ITEM = ("slice", "contrast", "phase", "repetition", "set")  # counters that tell images apart
+FIELDS = {
+    "flags", "number_of_samples", "active_channels", "discard_pre", "discard_post", "center_sample",
+    "encoding_space_ref", "trajectory_dimensions", "sample_time_us", "idx",
+}  # fmt: skip
+MAX_XML = 2**22  # bytes
+MAX_EMPTY = 64  # the encoded matrix may be this many times larger than the samples that fill it
+
+
+@dataclass(frozen=True)
+class ScanHeader:
+    """What an ISMRMRD XML header says about the first encoding.
+
+    Attributes:
+        encoded, recon: matrix sizes (x, y, z); x is the readout.
+        encoded_mm, recon_mm: fields of view (x, y, z), mm.
+        trajectory: e.g. "cartesian".
+        center, maximum: of the first phase-encoding counter; None where the header does not say.
+        calibration: mode of the parallel-imaging calibration, e.g. "embedded"; "" if not said.
+        noise_bandwidth: relative receiver noise bandwidth, 1 if not said.
+    """
+
+    encoded: tuple[int, int, int]
+    recon: tuple[int, int, int]
+    encoded_mm: tuple[float, float, float]
+    recon_mm: tuple[float, float, float]
+    trajectory: str
+    center: int | None
+    maximum: int | None
+    calibration: str
+    noise_bandwidth: float
+
+    @classmethod
+    def parse(cls, text: bytes | str, name: str) -> ScanHeader:
+        """Read the XML text of the file ``name``.
+
+        Raises:
+            ValueError: not XML, with a document type or entities (refused), or without a sensible encoding.
+        """
+        data = text.encode() if isinstance(text, str) else bytes(text)
+        if len(data) > MAX_XML:
+            raise ValueError(f"{name}: the ISMRMRD header is {len(data)} bytes long; more than {MAX_XML} are refused.")
+        if b"\0" in data or b"<!DOCTYPE" in data.upper() or b"<!ENTITY" in data.upper():
+            raise ValueError(f"{name}: the ISMRMRD header declares a document type or entities; that is refused.")
+        try:
+            root = ElementTree.fromstring(data)
+        except (ElementTree.ParseError, LookupError, ValueError) as error:
+            raise ValueError(f"{name}: the ISMRMRD header is not valid XML ({error}).") from None
+
+        def find(path: str) -> str | None:
+            node: Any = root
+            for tag in path.split("/"):
+                node = next((child for child in node if child.tag.rpartition("}")[2] == tag), None)
+                if node is None:
+                    return None
+            return (node.text or "").strip()
+
+        def number(path: str, kind: type, low: float, default: Any = ...) -> Any:
+            value = find(path)
+            if value is None and default is not ...:
+                return default
+            try:
+                result = kind(value)
+            except (TypeError, ValueError):
+                result = -math.inf
+            if not low <= result < 2**31:
+                raise ValueError(f"{name}: the ISMRMRD header's {path} must be a number from {low:g}, got {value!r}.")
+            return result
+
+        def triple(path: str, kind: type, low: float) -> Any:
+            return tuple(number(f"encoding/{path}/{axis}", kind, low) for axis in "xyz")
+
+        limits = "encoding/encodingLimits/kspace_encoding_step_1"
+        return cls(
+            encoded=triple("encodedSpace/matrixSize", int, 1),
+            recon=triple("reconSpace/matrixSize", int, 1),
+            encoded_mm=triple("encodedSpace/fieldOfView_mm", float, 1e-6),
+            recon_mm=triple("reconSpace/fieldOfView_mm", float, 1e-6),
+            trajectory=(find("encoding/trajectory") or "").lower(),
+            center=number(f"{limits}/center", int, 0, None),
+            maximum=number(f"{limits}/maximum", int, 0, None),
+            calibration=(find("encoding/parallelImaging/calibrationMode") or "").lower(),
+            noise_bandwidth=number("acquisitionSystemInformation/relativeReceiverNoiseBandwidth", float, 1e-3, 1.0),
+        )
+
+
+def read_ismrmrd(path: str | Path, *, index: int | None = None, magnitude: bool = True) -> Measurement:
+    """Read one image of a raw-data file as a measurement.
+
+    Noise scans, where there are any, whiten the coils (scaled by the dwell times and the receiver's relative noise
+    bandwidth), so that ``noise.sigma`` is 1 in each component; without them it is estimated from the edge of k-space.
+    Repeated lines are averaged (and sigma divided by the root of their number) if all are repeated equally often, else
+    the first is kept. Lines of an embedded calibration are used as data, those of a separate one are not. Readout
+    oversampling is removed, unless echoes are incomplete.
+
+    Args:
+        path: an ``.h5`` file.
+        index: image, in the order of (slice, contrast, phase, repetition, set); None: the middle one.
+        magnitude: as in :func:`kspace_measurement`.
+
+    Raises:
+        FileNotFoundError, OSError: no such file, or a damaged one.
+        ValueError: content that does not make sense, or that this reader does not do: non-Cartesian or
+            three-dimensional encodings, reversed readouts (EPI).
+    """
+    path = Path(path)
+    with damaged(path), open_hdf5(path) as f:
+        group = f[_group(f)]
+        xml, records = group["xml"], group["data"]
+        if xml.size != 1 or xml.dtype.kind not in "OS":
+            raise ValueError(f"{path.name}: 'xml' must hold one text, it has shape {xml.shape} of {xml.dtype}.")
+        header = ScanHeader.parse(np.asarray(xml[()]).reshape(-1)[0], path.name)
+        heads = _heads(records, path.name)
+        lines = _imaging(heads, header, path.name)
+        keys = [tuple(int(heads["idx"][name][i]) for name in ITEM) for i in lines]
+        items = sorted(set(keys))
+        index = item_index(index, len(items))
+        chosen = [i for i, key in zip(lines, keys, strict=True) if key == items[index]]
+        y, sampled, n_averages = _fill(records, heads, chosen, header, path.name)
+        noise = np.flatnonzero(_flag(heads, NOISE)).tolist()
+        samples = [_samples(records, heads, i, path.name) for i in noise]
+
+    sigma = None
+    if samples:
+        if any(len(s) != len(y) for s in samples):
+            raise ValueError(f"{path.name}: the noise scans do not have the {len(y)} coils of the data.")
+        dwell, noise_dwell = (float(heads["sample_time_us"][i[0]]) for i in (chosen, noise))
+        scale = noise_dwell / dwell if noise_dwell > 0 and dwell > 0 else 1.0
+        covariance = noise_covariance(torch.from_numpy(np.concatenate(samples, 1))) * scale / header.noise_bandwidth
+        y, sigma = prewhiten(y, covariance), n_averages**-0.5
+    width = round(header.encoded[0] * header.recon_mm[0] / header.encoded_mm[0])
+    if 1 <= width < y.shape[2] and bool((sampled == sampled[:, :1]).all()):
+        y, sampled = crop_readout(y, width, -1), sampled[:, :1]
+    return kspace_measurement(
+        y,
+        mask=sampled,
+        sigma=sigma,
+        magnitude=magnitude,
+        item=f"{path.stem}_{index}",
+        metadata={
+            "file": path.name,
+            "index": index,
+            "n_items": len(items),
+            **dict(zip(ITEM, items[index], strict=True)),
+            "pixel_size_y_mm": header.encoded_mm[1] / header.encoded[1],
+            "pixel_size_x_mm": header.encoded_mm[0] / header.encoded[0],
+            "slice_thickness_mm": header.encoded_mm[2],
+            "n_averages": n_averages,
+            "noise": "prewhitened by the file's noise scans" if samples else "estimated from the edge of k-space",
+        },
+    )
+
+
+read = read_ismrmrd
+
+
+def matches(head: Head) -> bool:
+    """An HDF5 file with ``xml`` and ``data`` in one group."""
+    return any(key.endswith("/xml") and f"{key[:-3]}data" in head.keys for key in head.keys)
+
+
+def _group(f: h5py.File) -> str:
+    for name in sorted(f):
+        if isinstance(f[name], h5py.Group) and all(isinstance(f[name].get(k), h5py.Dataset) for k in ("xml", "data")):
+            return name
+    raise ValueError(f"{Path(f.filename).name}: no group with 'xml' and 'data'; it has {', '.join(sorted(f))}.")
+
+
+def _heads(records: h5py.Dataset, name: str) -> np.ndarray:
+    """The headers of all readouts."""
+    kind = records.dtype
+    if records.ndim != 1 or kind.names is None or not {"head", "data"} <= set(kind.names):
+        raise ValueError(f"{name}: 'data' must be a list of (head, traj, data) records, it has {kind}.")
+    missing = FIELDS - set(kind["head"].names or ())
+    if missing or not set(ITEM) | {"kspace_encode_step_1", "kspace_encode_step_2"} <= set(
+        kind["head"]["idx"].names or ()
+    ):
+        raise ValueError(f"{name}: the readout headers lack {', '.join(sorted(missing)) or 'counters'}.")
+    if h5py.check_vlen_dtype(kind["data"]) != np.dtype("float32"):
+        raise ValueError(f"{name}: samples must be variable-length float32, got {kind['data']}.")
+    require_stored(records)
+    if not len(records):
+        raise ValueError(f"{name}: no readouts.")
+    return records.fields("head")[:]
+
+
+def _flag(heads: np.ndarray, bit: int) -> np.ndarray:
+    return (heads["flags"] >> np.uint64(bit - 1)) & np.uint64(1) == 1
+
+
+def _imaging(heads: np.ndarray, header: ScanHeader, name: str) -> list[int]:
+    """Indices of the readouts that make images; refuses what cannot be done."""
+    skip = _flag(heads, NOISE) | (heads["encoding_space_ref"] != 0)
+    for bit in NO_IMAGE:
+        skip |= _flag(heads, bit)
+    if header.calibration not in ("", "embedded", "interleaved"):
+        skip |= _flag(heads, CALIBRATION) & ~_flag(heads, CALIBRATION_AND_IMAGING)
+    lines = np.flatnonzero(~skip)
+    if not len(lines):
+        raise ValueError(f"{name}: none of the {len(heads)} readouts is image data.")
+    if header.trajectory != "cartesian" or heads["trajectory_dimensions"][lines].any():
+        raise ValueError(
+            f"{name}: this reader does Cartesian scans; the trajectory is {header.trajectory!r}, or given per readout. "
+            f"Build a NonCartesianMRI operator from it."
+        )
+    if header.encoded[2] > 1 or heads["idx"]["kspace_encode_step_2"][lines].any():
+        raise ValueError(f"{name}: a three-dimensional encoding {header.encoded}; this reader does slices.")
+    if _flag(heads, REVERSE)[lines].any():
+        raise ValueError(f"{name}: reversed readouts (EPI) need a phase correction that this reader does not do.")
+    return lines.tolist()
+
+
+def _samples(records: h5py.Dataset, heads: np.ndarray, i: int, name: str) -> np.ndarray:
+    """Samples (coil, n_samples) of one readout, complex64."""
+    n, n_coils = int(heads["number_of_samples"][i]), int(heads["active_channels"][i])
+    flat = np.asarray(records.fields("data")[i], dtype=np.float32)
+    if n < 1 or n_coils < 1 or flat.shape != (2 * n * n_coils,):
+        raise ValueError(
+            f"{name}: readout {i} announces {n_coils} coils of {n} complex samples, but holds {flat.size} numbers."
+        )
+    if not np.isfinite(flat).all():
+        raise ValueError(f"{name}: readout {i} has non-finite values.")
+    return flat.view(np.complex64).reshape(n_coils, n)
+
+
+def _fill(
+    records: h5py.Dataset, heads: np.ndarray, lines: list[int], header: ScanHeader, name: str
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """k-space (coil, y, x) of the encoded matrix, which of its positions (y, x) are sampled, and how often."""
+    nx, ny, _ = header.encoded
+    n_coils, n = _samples(records, heads, lines[0], name).shape
+    if ny * nx > MAX_EMPTY * len(lines) * n:
+        raise ValueError(f"{name}: {len(lines)} readouts of {n} samples cannot fill the encoded matrix {nx} x {ny}.")
+    center = ny // 2 if header.center is None else header.center
+    kspace = np.zeros((n_coils, ny, nx), np.complex64)
+    sampled = np.zeros((ny, nx), bool)
+    repeats = np.bincount(heads["idx"]["kspace_encode_step_1"][lines])
+    n_averages = int(repeats.max()) if len(set(repeats[repeats > 0])) == 1 else 1
+    for i in lines:
+        data = _samples(records, heads, i, name)
+        if len(data) != n_coils:
+            raise ValueError(f"{name}: readout {i} has {len(data)} coils, others {n_coils}.")
+        pre, post = int(heads["discard_pre"][i]), int(heads["discard_post"][i])
+        if pre + post >= data.shape[1]:
+            raise ValueError(f"{name}: readout {i} discards {pre} + {post} of its {data.shape[1]} samples.")
+        data = data[:, pre : data.shape[1] - post]
+        y = int(heads["idx"]["kspace_encode_step_1"][i]) - center + ny // 2
+        x = nx // 2 - (int(heads["center_sample"][i]) - pre)
+        if not (0 <= y < ny and 0 <= x and x + data.shape[1] <= nx):
+            raise ValueError(f"{name}: readout {i} lies outside of the encoded matrix {nx} x {ny}.")
+        if n_averages > 1 or not sampled[y].any():
+            kspace[:, y, x : x + data.shape[1]] += data / n_averages
+            sampled[y, x : x + data.shape[1]] = True
+    return torch.from_numpy(kspace), torch.from_numpy(sampled), n_averages
