@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from invdiff.datasets.files import Head
-from invdiff.datasets.hdf5 import array, attribute, damaged, open_hdf5, require_stored
+from invdiff.datasets.hdf5 import array, attribute, damaged, open_hdf5, require_stored, text
 from invdiff.datasets.ismrmrd import ScanHeader
 from invdiff.datasets.kspace import crop_readout, item_index, kspace_measurement, noise_level
 from invdiff.measurement import Measurement
@@ -75,7 +75,7 @@ def read_fastmri(
         acquired = array(f, "mask", ndim=1, kinds="fiub") != 0 if "mask" in f else None
         n_items = f["kspace"].shape[0]
         target = next((_target(f, key, index, n_items) for key in TARGETS if key in f), None)
-        header = _header(f, path.name)
+        header = ScanHeader.parse(text(f, "ismrmrd_header"), path.name) if "ismrmrd_header" in f else None
         acquisition = str(attribute(f, "acquisition", ""))
     y = torch.from_numpy(kspace.astype(np.complex64))
     y = y[None] if y.ndim == 2 else y
@@ -197,18 +197,6 @@ def write_fastmri(
             algorithm=first.algorithm, prior=first.prior, seed=first.seed, nfe=first.nfe,
             acquisition=str(first.metadata.get("acquisition", "")), items=[p.item for p in posteriors],
         )  # fmt: skip
-
-
-def _header(f: h5py.File, name: str) -> ScanHeader | None:
-    if "ismrmrd_header" not in f:
-        return None
-    item = f["ismrmrd_header"]
-    if not isinstance(item, h5py.Dataset) or item.size != 1 or item.dtype.kind not in "OS":
-        raise ValueError(f"{name}: 'ismrmrd_header' must hold one text.")
-    text = np.asarray(item[()]).reshape(-1)[0]
-    if not isinstance(text, bytes | str):
-        raise ValueError(f"{name}: 'ismrmrd_header' must hold one text, it holds {type(text).__name__}.")
-    return ScanHeader.parse(text, name)
 
 
 def _target(f: h5py.File, key: str, index: int | None, n_items: int) -> np.ndarray:

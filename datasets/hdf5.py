@@ -12,7 +12,7 @@ import numpy as np
 
 from invdiff.storage import open_hdf5
 
-__all__ = ["array", "attribute", "damaged", "dataset_shape", "open_hdf5", "require_stored", "scalar"]
+__all__ = ["array", "attribute", "damaged", "dataset_shape", "open_hdf5", "require_stored", "scalar", "text"]
 
 
 def array(
@@ -86,6 +86,20 @@ def attribute(f: h5py.File | h5py.Group, key: str, default: Any = None) -> Any:
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(())[()]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def text(f: h5py.File | h5py.Group, key: str) -> str:
+    """A dataset that holds one text, decoded.
+
+    Raises:
+        ValueError: missing, or something else. (Variable-length data of other types are not even read: the library
+            may crash on a damaged one.)
+    """
+    item = f.get(key)
+    if not isinstance(item, h5py.Dataset) or item.size != 1 or h5py.check_string_dtype(item.dtype) is None:
+        raise ValueError(f"{Path(f.file.filename).name}: '{key}' must hold one text.")
+    value = np.asarray(item[()]).reshape(-1)[0]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from invdiff.datasets.files import Head
-from invdiff.datasets.hdf5 import damaged, open_hdf5, require_stored
+from invdiff.datasets.hdf5 import damaged, open_hdf5, require_stored, text
 from invdiff.datasets.kspace import crop_readout, item_index, kspace_measurement
 from invdiff.measurement import Measurement
 from invdiff.operators.mri_coils import noise_covariance, prewhiten
@@ -30,7 +30,7 @@ FIELDS = {
     "flags", "number_of_samples", "active_channels", "discard_pre", "discard_post", "center_sample",
     "encoding_space_ref", "trajectory_dimensions", "sample_time_us", "idx",
 }  # fmt: skip
-MAX_XML = 2**22  # bytes
+MAX_XML = 2**22  # characters
 MAX_EMPTY = 64  # the encoded matrix may be this many times larger than the samples that fill it
 
 
@@ -58,19 +58,18 @@ class ScanHeader:
     noise_bandwidth: float
 
     @classmethod
-    def parse(cls, text: bytes | str, name: str) -> ScanHeader:
+    def parse(cls, xml: str, name: str) -> ScanHeader:
         """Read the XML text of the file ``name``.
 
         Raises:
             ValueError: not XML, with a document type or entities (refused), or without a sensible encoding.
         """
-        data = text.encode() if isinstance(text, str) else bytes(text)
-        if len(data) > MAX_XML:
-            raise ValueError(f"{name}: the ISMRMRD header is {len(data)} bytes long; more than {MAX_XML} are refused.")
-        if b"\0" in data or b"<!DOCTYPE" in data.upper() or b"<!ENTITY" in data.upper():
+        if len(xml) > MAX_XML:
+            raise ValueError(f"{name}: the ISMRMRD header has {len(xml)} characters; more than {MAX_XML} are refused.")
+        if "<!DOCTYPE" in xml.upper() or "<!ENTITY" in xml.upper():
             raise ValueError(f"{name}: the ISMRMRD header declares a document type or entities; that is refused.")
         try:
-            root = ElementTree.fromstring(data)
+            root = ElementTree.fromstring(xml)  # as text: a declared encoding cannot hide a document type
         except (ElementTree.ParseError, LookupError, ValueError) as error:
             raise ValueError(f"{name}: the ISMRMRD header is not valid XML ({error}).") from None
 
@@ -133,10 +132,8 @@ def read_ismrmrd(path: str | Path, *, index: int | None = None, magnitude: bool 
     path = Path(path)
     with damaged(path), open_hdf5(path) as f:
         group = f[_group(f)]
-        xml, records = group["xml"], group["data"]
-        if xml.size != 1 or xml.dtype.kind not in "OS":
-            raise ValueError(f"{path.name}: 'xml' must hold one text, it has shape {xml.shape} of {xml.dtype}.")
-        header = ScanHeader.parse(np.asarray(xml[()]).reshape(-1)[0], path.name)
+        records = group["data"]
+        header = ScanHeader.parse(text(group, "xml"), path.name)
         heads = _heads(records, path.name)
         lines = _imaging(heads, header, path.name)
         keys = [tuple(int(heads["idx"][name][i]) for name in ITEM) for i in lines]

@@ -80,6 +80,8 @@ def kspace_measurement(
         coils = coils * low_resolution_phase(y, coils)
     A = MultiCoilMRI(coils, sampled) @ (RealAsComplex(image_shape) if magnitude else ViewAsComplex(image_shape))
     zero_filled = MultiCoilMRI(coils, sampled).H(y).abs()
+    if not float(zero_filled.max()) > 0:
+        raise ValueError("The zero-filled image is zero: the coil maps are zero where the signal is.")
     truth = None
     if reference is not None:
         truth = torch.as_tensor(np.asarray(reference))[None]
@@ -195,4 +197,7 @@ def _complex(value: np.ndarray | Tensor, name: str, layout: str) -> Tensor:
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
         raise ValueError(f"{name} has {bad} non-finite value(s) (NaN or inf) in {array.size}.")
+    largest = float(np.abs(array).max())
+    if not (largest == 0 or 1e-15 < largest < 1e15):
+        raise ValueError(f"{name} has values up to {largest:.3g}, whose squares leave single precision. Rescale it.")
     return torch.from_numpy(array)

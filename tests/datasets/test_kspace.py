@@ -109,6 +109,8 @@ def test_calibration_size() -> None:
         ({"kspace": np.ones((0, 8, 8), np.complex64)}, "must be a complex array"),
         ({"kspace": np.full((2, 8, 8), np.nan, np.complex64)}, "128 non-finite"),
         ({"kspace": np.full((2, 8, 8), 1e300 + 0j)}, "non-finite"),
+        ({"kspace": np.full((2, 8, 8), 1e30 + 0j)}, "leave single precision"),
+        ({"maps": np.zeros((6, 64, 48), np.complex64)}, "maps are zero"),
         ({"mask": np.ones(5)}, "mask .* does not broadcast"),
         ({"maps": np.ones((3, 64, 48), np.complex64)}, "maps must have k-space's shape"),
         ({"reference": np.ones((64, 48), np.complex64)}, "reference must be real"),
