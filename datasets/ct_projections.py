@@ -125,7 +125,7 @@ def read(
     image_shape = (int(image_shape[0]), int(image_shape[1]))
     source_origin, source_detector = scalars["source_origin_mm"], scalars["source_detector_mm"]
     beam: Any = BEAMS[shape](
-        image_shape=(1, 1), pixel_size=1e-3, angles=angles[turn] + math.pi, n_detectors=columns,
+        image_shape=(1, 1), pixel_size=1e-3, angles=tuple(angles[turn] + math.pi), n_detectors=columns,
         detector_spacing=scalars["column_spacing_mm"], source_origin=source_origin, source_detector=source_detector,
     ).with_centre(scalars["central_column"])  # fmt: skip
     gamma = beam.fan_angles()

@@ -7,6 +7,7 @@ is RAS, so the first two rows change sign. Compressed and multi-frame files are 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ def read_dataset(file: Path, *, pixels: bool = True) -> Any:
         raise ValueError(f"{file.name} has no readable transfer syntax; the file is damaged.")
     if syntax not in NATIVE:
         raise ValueError(
-            f"{file.name} is compressed, or of an unknown kind (transfer syntax {pydicom.uid.UID(syntax).name}). "
-            f"Decompress it first, e.g. with 'gdcmconv --raw' or 'dcmconv'."
+            f"{file.name} is compressed, or of an unknown kind (transfer syntax {_syntax_name(syntax)}). Decompress it "
+            f"first, e.g. with 'gdcmconv --raw' or 'dcmconv'."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about values that break the standard: what matters is checked here
@@ -118,6 +119,12 @@ def _transfer_syntax(content: bytes) -> str | None:
             return content[start : start + n].decode("ascii", "replace").rstrip("\0 ")
         position = start + n
     return None
+
+
+def _syntax_name(syntax: str) -> str:
+    import pydicom
+
+    return pydicom.uid.UID(syntax).name if re.fullmatch(r"[0-9.]{1,64}", syntax) else repr(syntax[:64])
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -183,7 +190,7 @@ def _geometry(path: Path, headers: list[Any]) -> tuple[list[int], np.ndarray]:
     def vector(ds: Any, key: str, n: int) -> np.ndarray:
         value = ds.get(key)
         try:
-            array = np.array([float(v) for v in value], dtype=np.float64)  # type: ignore[union-attr]
+            array = np.array([float(v) for v in value], dtype=np.float64)
         except (TypeError, ValueError):
             array = np.empty(0)
         if array.shape != (n,) or not np.isfinite(array).all():

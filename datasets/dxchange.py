@@ -17,7 +17,7 @@ import torch
 from invdiff.datasets.ct_counts import flat_field_correction
 from invdiff.datasets.files import Head
 from invdiff.datasets.geometry import coarsest_rebin, equispaced, placement
-from invdiff.datasets.hdf5 import array, attribute, open_hdf5
+from invdiff.datasets.hdf5 import array, attribute, dataset_shape, open_hdf5
 from invdiff.datasets.htc import noise_level
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise, WeightedGaussianNoise
@@ -73,9 +73,7 @@ def read(
         OSError: damaged.
     """
     with open_hdf5(path) as f:
-        shape = getattr(f.get("exchange/data"), "shape", ())
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"{path.name}: exchange/data must have the shape (theta, y, x), it has {shape}.")
+        shape = dataset_shape(f, "exchange/data", ndim=3)
         row = shape[1] // 2 if row is None else row
         if not 0 <= row < shape[1]:
             raise ValueError(f"{path.name} has {shape[1]} rows; row must lie in 0 to {shape[1] - 1}, got {row}.")
@@ -120,7 +118,7 @@ def read(
     else:
         noise = GaussianNoise(noise_level(y))
     beam = ParallelBeam(
-        image_shape=image_shape, pixel_size=pixel_size, angles=np.deg2rad(theta[keep]), n_detectors=n // rebin,
+        image_shape=image_shape, pixel_size=pixel_size, angles=tuple(np.deg2rad(theta[keep])), n_detectors=n // rebin,
         detector_spacing=spacing * rebin, detector_offset=((n - 1) / 2 - centre) * spacing,
     )  # fmt: skip
     if image_scale is None:
@@ -189,13 +187,13 @@ def mean_attenuation(sinogram: np.ndarray, spacing: float) -> float:
 
 def _fits(f: h5py.File, path: Path, name: str, shape: tuple[int, ...]) -> bool:
     """Whether exchange/``name`` is there. Raises ValueError where its rows and columns are not those of the data."""
-    item = f.get(f"exchange/{name}")
-    if item is None:
+    if f"exchange/{name}" not in f:
         return False
-    if getattr(item, "shape", ())[1:] != shape[1:]:
+    found = dataset_shape(f, f"exchange/{name}", ndim=3)
+    if found[1:] != shape[1:]:
         raise ValueError(
             f"{path.name}: exchange/{name} must have {shape[1]} rows of {shape[2]} elements, as the data, it has the "
-            f"shape {getattr(item, 'shape', None)}."
+            f"shape {found}."
         )
     return True
 

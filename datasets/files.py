@@ -83,12 +83,19 @@ class Volume:
         affine: 4 x 4, from the index (x, y, z) to millimetres in RAS; None where the file does not say.
         units: e.g. "HU", "1/mm", "relative".
         metadata: plain strings and numbers.
+
+    Raises:
+        ValueError: fewer than three dimensions, or non-finite values.
     """
 
     data: np.ndarray
     affine: np.ndarray | None = None
     units: str = "relative"
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.data.ndim < 3 or not np.isfinite(self.data).all():
+            raise ValueError(f"A volume is (..., z, y, x) with finite values, got {self.data.dtype} {self.data.shape}.")
 
     @property
     def voxel_size(self) -> tuple[float, float, float] | None:
@@ -170,7 +177,11 @@ def open(path: str | Path, **options: Any) -> Measurement | Volume:
     known = [p for p in inspect.signature(module.read).parameters if p != "path"]
     if unknown := sorted(set(options) - set(known)):
         raise TypeError(f"The format {name!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
-    return module.read(Path(path), **options)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is refused for not being finite
+            return module.read(Path(path), **options)
+    except ArithmeticError as error:
+        raise ValueError(f"{Path(path).name}: numbers in the file, or options, are absurd ({error}).") from error
 
 
 def open_measurement(path: str | Path, **options: Any) -> Measurement:

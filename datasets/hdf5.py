@@ -33,6 +33,8 @@ def array(
     item = f.get(key)
     if not isinstance(item, h5py.Dataset):
         raise ValueError(f"{name}: no dataset '{key}'; it has {', '.join(sorted(f)) or 'nothing'}.")
+    if item.shape is None:
+        raise ValueError(f"{name}: '{key}' holds nothing.")
     allowed = (ndim,) if isinstance(ndim, int) else ndim
     if allowed is not None and item.ndim not in allowed:
         expected = " or ".join(map(str, allowed))

@@ -21,7 +21,7 @@ import torch
 
 from invdiff.datasets.files import Head, Volume
 from invdiff.datasets.geometry import average_to, centred_affine, equispaced, placement
-from invdiff.datasets.hdf5 import array, open_hdf5
+from invdiff.datasets.hdf5 import array, dataset_shape, open_hdf5
 from invdiff.measurement import Measurement
 from invdiff.noise import PoissonLogNoise
 from invdiff.operators.ct import CT
@@ -74,8 +74,8 @@ def read(
         OSError: damaged.
     """
     with open_hdf5(path) as f:
-        shape = getattr(f.get("data"), "shape", ())
-        if len(shape) != 3 or shape[1:] not in (SINOGRAM, IMAGE):
+        shape = dataset_shape(f, "data", ndim=3)
+        if shape[1:] not in (SINOGRAM, IMAGE):
             raise ValueError(f"{path.name}: expected 'data' of shape (n, 1000, 513) or (n, 362, 362), it has {shape}.")
         if not 0 <= index < shape[0]:
             raise ValueError(
@@ -97,15 +97,16 @@ def read(
     if abs(image_shape[1] * pixel_size - WIDTH) > 1e-6 * WIDTH:
         raise ValueError(f"image_shape must be square, as the slices are, got {image_shape}.")
     beam = ParallelBeam(
-        image_shape=image_shape, pixel_size=pixel_size, angles=(keep + 0.5) * math.pi / SINOGRAM[0],
+        image_shape=image_shape, pixel_size=pixel_size, angles=tuple((keep + 0.5) * math.pi / SINOGRAM[0]),
         n_detectors=y.shape[1], detector_spacing=spacing,
     )  # fmt: skip
     truth = path.with_name(path.name.replace("observation", "ground_truth"))
     reference = None
     if truth != path and truth.is_file():
-        image = read(truth, index=index)
-        assert isinstance(image, Volume)
-        reference = torch.from_numpy(average_to(image.data[0], image_shape)[None])
+        volume = read(truth, index=index)
+        if not isinstance(volume, Volume):
+            raise ValueError(f"{truth.name} holds sinograms; expected the images of {path.name}.")
+        reference = torch.from_numpy(average_to(volume.data[0], image_shape)[None])
     return Measurement(
         y=torch.from_numpy(y).float()[None],
         A=CT(beam, supersampling=math.ceil(4 * spacing / pixel_size)),  # sub-rays at most 1/4 pixel apart

@@ -86,6 +86,7 @@ def read(path: Path, *, fill: float | None = None) -> Volume:
             stream: Any = gzip.GzipFile(fileobj=raw) if compressed else raw
             stream.read(int(offset))
             content = stream.read(n_bytes)
+            stream.read(1)  # at the end of a gzip stream, this compares its checksum
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise OSError(f"{path.name} is truncated or damaged ({error}).") from error
     if len(content) < n_bytes:

@@ -140,11 +140,10 @@ def read(path: Path) -> Measurement:
     y, A, scale, estimated = build(read_npy(npy), table.table(section), toml.parent)
     noise = stated or estimated
     assert noise is not None
-    pixel_size = table.number("pixel_size", 0.0)
-    if isinstance(A, CT):
-        pixel_size = A.geometry.pixel_size
+    side = table.number("pixel_size", 0.0)
+    pixel_size = A.geometry.pixel_spacing if isinstance(A, CT) else (side, side)
     metadata = {"file": npy.name, **table.table("metadata", {}).values}
-    if pixel_size > 0:
+    if min(pixel_size) > 0:
         metadata = {**placement(A.in_shape[-2:], pixel_size), **metadata}
     return Measurement(
         y, A, noise,

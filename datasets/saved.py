@@ -14,5 +14,8 @@ def matches(head: Head) -> bool:
 
 
 def read(path: Path) -> Measurement:
-    """As :meth:`invdiff.Measurement.load`."""
-    return Measurement.load(path)
+    """As :meth:`invdiff.Measurement.load`. Raises ValueError, OSError: damaged."""
+    try:
+        return Measurement.load(path)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{path.name} holds no valid measurement: {' '.join(str(error).split())[:500]}") from error

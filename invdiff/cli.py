@@ -28,7 +28,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow a non-empty 
 
 # What a wrong file, value or combination raises: shown as one line, with exit status 2. Anything else is a
 # defect of the program and keeps its traceback.
-USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ArithmeticError)
+USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ArithmeticError, MemoryError)
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 FORMAT = "invdiff-measurement-1"
+MAX_NUMBERS = 2**20  # in a list that is a constructor argument, such as angles
 SMALL, MAX_RATIO = 2**26, 20  # bytes that may always be allocated; uncompressed over stored size beyond that
 
 
@@ -205,6 +206,10 @@ def _read(group: h5py.Group) -> Any:
         else:
             array = np.asarray(value[()])
             numbers = value.attrs.get("class") != "tensor" and (tuples or array.dtype == np.int64)
+            if numbers and array.size > MAX_NUMBERS:
+                raise ValueError(
+                    f"The file lists {array.size} numbers for {name}.{key}; expected {MAX_NUMBERS} at most."
+                )
             arguments[key] = tuple(array.tolist()) if numbers else torch.from_numpy(array)
     return cls(**arguments)
 

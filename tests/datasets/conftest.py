@@ -80,7 +80,7 @@ def dicom(folder: Path) -> Path:
 
 
 PD_BEAM = CurvedFanBeam(
-    image_shape=(16, 16), pixel_size=2.0, angles=tuple(2 * math.pi * i / 24 + math.pi for i in range(24)),
+    image_shape=(16, 16), pixel_size=2.0, angles=tuple(2 * math.pi * i / 18 + math.pi for i in range(18)),
     n_detectors=24, detector_spacing=3.4, source_origin=100.0, source_detector=180.0, detector_offset=1.1,
 )  # fmt: skip
 
@@ -91,10 +91,10 @@ def ct_pd(folder: Path, *, turns: int = 1, feed: float = 0.0, **tags: Any) -> Pa
     fan = CT(PD_BEAM, supersampling=2)(disc(PD_BEAM))[0].double().numpy()
     fan += 0.002 * np.random.default_rng(2).normal(size=fan.shape)
     central_column = (24 + 1) / 2 - 1.1 / 3.4  # counted from 1
-    for i in range(24 * turns):
-        phi, z0 = 2 * math.pi * i / 24, feed * i / 24
+    for i in range(18 * turns):
+        phi, z0 = 2 * math.pi * i / 18, feed * i / 18
         height = (np.arange(4) - 1.5) * 3.0
-        cone = fan[i % 24] * np.hypot(1, height / 180.0)[:, None]
+        cone = fan[i % 18] * np.hypot(1, height / 180.0)[:, None]
         stored = np.round((cone + 1) * 10000)
         ds = dicom_dataset(stored.T, RescaleSlope=1e-4, RescaleIntercept=-1, SeriesInstanceUID="1.2.4")
         for group in (0x7029, 0x7031, 0x7033, 0x7041):
@@ -104,7 +104,7 @@ def ct_pd(folder: Path, *, turns: int = 1, feed: float = 0.0, **tags: Any) -> Pa
             0x7029100B: ("CS", "CYLINDRICAL"), 0x70311001: ("FL", math.remainder(phi, 2 * math.pi)),
             0x70311002: ("FL", z0), 0x70311003: ("FL", 100.0), 0x70311031: ("FL", 180.0),
             0x70311033: ("FL", [central_column, 2.5]), 0x7033100B: ("FL", 0.0), 0x7033100C: ("FL", 0.0),
-            0x7033100D: ("FL", 0.0), 0x70331013: ("US", 24), 0x70411001: ("DS", "0.0192"),
+            0x7033100D: ("FL", 0.0), 0x70331013: ("US", 18), 0x70411001: ("DS", "0.0192"),
         }  # fmt: skip
         for tag, (vr, value) in values.items():
             value = tags.get(f"{tag:08X}", value)
