@@ -28,7 +28,8 @@ class Measurement:
         units: of the image, e.g. "1/mm".
         reference: the true image, where it is known, shape ``A.in_shape``.
         item: names the slice or frame; it selects the random streams and the file names.
-        metadata: plain strings and numbers to carry along (voxel size, source, licence).
+        metadata: plain strings, numbers and lists of them to carry along: source, licence, and "affine", 4 x 4 from the
+            index (x, y, z) of the image to mm in RAS, which an exported posterior takes over.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or values that do not fit together, saying which.

@@ -309,8 +309,9 @@ def posterior_affine(p: Any) -> np.ndarray:
             raise ValueError(f"The metadata's affine must be 4 x 4 finite numbers, got {given!r}.")
         return affine
     size = np.ones(3)
-    known = np.ravel(p.metadata.get("voxel_size_mm", p.metadata.get("pixel_size_mm", 1.0))).astype(np.float64)
-    size[: 3 if known.size == 3 else 2] = known
+    known = p.metadata.get("voxel_size_mm", p.metadata.get("pixel_size_mm", 1.0))
+    if not isinstance(known, str):
+        size[: 3 if np.size(known) == 3 else 2] = known
     sign = np.array([1.0, -1.0, 1.0])
     shape = np.array([*p.samples.shape[:1:-1], 1])[:3]
     affine = np.diag([*(size * sign), 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import struct
 from collections.abc import Callable
@@ -200,12 +201,38 @@ def saved(folder: Path) -> Path:
     return folder / "m.h5"
 
 
+def ultrasound(name: str, file: str) -> Callable[[Path], Path]:
+    """The writers of the plane-wave formats, from their own test file."""
+
+    def write(folder: Path) -> Path:
+        return Path(getattr(_ultrasound_tests(), name)(folder / file))
+
+    return write
+
+
+@functools.cache
+def _ultrasound_tests() -> Any:
+    path = Path(__file__).with_name("test_ultrasound_files.py")
+    spec = importlib.util.spec_from_file_location("ultrasound_writers", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PLANE_WAVES = {"image_shape": (16, 16), "depth": (6.0, 10.0)}
+
 # Format name in datasets.formats(): (writer of a fixture into an empty folder, options that make it small to read)
 FIXTURES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "invdiff measurement": (saved, {}),
     "HTC 2022": (htc, {"image_shape": (16, 16)}),
     "LoDoPaB-CT": (lodopab, {"views": 8, "image_shape": (16, 16), "rebin": 19}),
     "Data Exchange": (dxchange, {"image_shape": (16, 16)}),
+    "PICMUS": (ultrasound("picmus", "p.hdf5"), PLANE_WAVES),
+    "zea": (ultrasound("zea", "z.hdf5"), PLANE_WAVES),
+    "UFF (USTB)": (ultrasound("uff", "u.uff"), PLANE_WAVES),
+    "MUST": (ultrasound("must", "m.mat"), PLANE_WAVES),
     "NIfTI": (nifti, {}),
     "NIfTI, compressed": (nifti_gz, {}),
     "DICOM-CT-PD": (ct_pd, {"image_shape": (16, 16)}),

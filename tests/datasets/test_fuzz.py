@@ -117,7 +117,10 @@ def test_files_of_another_kind_under_this_name(format_file: File) -> None:
             assert isinstance(result, Exception) or path.is_dir()
 
 
-HDF5 = ("invdiff measurement", "LoDoPaB-CT", "Data Exchange")
+HDF5 = (
+    "invdiff measurement", "LoDoPaB-CT", "Data Exchange",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("PICMUS", "zea", "UFF (USTB)")),
+)  # fmt: skip
 
 
 def datasets_of(path: Path) -> list[str]:
