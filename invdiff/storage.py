@@ -337,7 +337,8 @@ def _export_figure(p: Any, stem: str, suffix: str) -> dict[str, bytes]:
     from invdiff.plot import Row, panels
 
     stream = io.BytesIO()
-    panels([Row(title=p.item, posterior=p)]).savefig(stream, format="png")
+    figure, _ = panels([Row(title=p.item, posterior=p)])
+    figure.savefig(stream, format="png")
     return {f"{stem}{suffix}": stream.getvalue()}
 
 
