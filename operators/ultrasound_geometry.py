@@ -59,11 +59,11 @@ class PlaneWaveScan:
         for name, unit in (("pixel_size", "mm"), ("origin", "mm"), ("element_positions", "mm"), ("angles", "rad")):
             put(name, _finite(name, getattr(self, name), unit))
         times = _finite("start_times", self.start_times, "s")
-        put("start_times", times * len(self.angles) if len(times) == 1 else times)
-        if len(self.start_times) != len(self.angles):
+        if len(times) not in (1, len(self.angles)):
             raise ValueError(
                 f"start_times must hold one time per transmit ({len(self.angles)}), or one for all, got {len(times)}."
             )
+        put("start_times", times if len(times) == len(self.angles) else times * len(self.angles))
         if len(self.pixel_size) != 2 or min(self.pixel_size) <= 0:
             raise ValueError(f"pixel_size must be (dz, dx), both positive, in mm, got {self.pixel_size}.")
         if len(self.origin) != 2 or self.origin[0] < 0:
