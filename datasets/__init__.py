@@ -12,12 +12,22 @@ from invdiff.datasets.htc import read_htc
 from invdiff.datasets.ismrmrd import read_ismrmrd
 from invdiff.datasets.kspace import kspace_measurement
 from invdiff.datasets.must import read_must
+from invdiff.datasets.phantoms import (
+    BrainLike,
+    DiscWithHoles,
+    RandomEllipses,
+    SpeckleCysts,
+    ellipse_image,
+    ellipse_sinogram,
+    shepp_logan,
+)
 from invdiff.datasets.picmus import read_picmus
 from invdiff.datasets.uff import read_uff
 from invdiff.datasets.zea import read_zea
 
 __all__ = [
-    "Volume", "accelerated_mri", "denoising", "formats", "kspace_measurement", "open", "open_measurement", "read_bart",
+    "BrainLike", "DiscWithHoles", "RandomEllipses", "SpeckleCysts", "Volume", "accelerated_mri", "denoising",
+    "ellipse_image", "ellipse_sinogram", "formats", "kspace_measurement", "open", "open_measurement", "read_bart",
     "read_fastmri", "read_htc", "read_ismrmrd", "read_must", "read_picmus", "read_uff", "read_zea", "recognise",
-    "sparse_view_ct", "write_fastmri",
+    "shepp_logan", "sparse_view_ct", "write_fastmri",
 ]  # fmt: skip

@@ -6,7 +6,6 @@
 # a model card. Here on the volume that comes with nibabel, for a minute; a useful prior takes an hour on two cores.
 
 # %%
-import shutil
 from pathlib import Path
 
 import nibabel

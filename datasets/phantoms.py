@@ -1,0 +1,296 @@
+"""Phantoms: images with known truth, some with their line integrals in closed form, as torch datasets.
+
+Everything that is random in item ``i`` comes from ``(seed, i)``, so it is the same whichever other items were asked
+for, and in whichever process. Grids are those of the CT geometries: row 0 at the largest y, lengths in mm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from invdiff.datasets.ct_units import MU_WATER
+from invdiff.operators.ct import Geometry
+from invdiff.operators.ct_geometry import ParallelBeam
+from invdiff.operators.mri_coils import birdcage_maps
+
+# value, half axes (x, y), centre (x, y), turn in degrees, in units of half the image's side.
+# L. A. Shepp and B. F. Logan, IEEE Trans. Nucl. Sci. 21, 1974; contrast raised as by P. Toft, PhD thesis, 1996.
+SHEPP_LOGAN = (
+    (1.0, 0.69, 0.92, 0.0, 0.0, 0.0), (-0.8, 0.6624, 0.874, 0.0, -0.0184, 0.0), (-0.2, 0.11, 0.31, 0.22, 0.0, -18.0),
+    (-0.2, 0.16, 0.41, -0.22, 0.0, 18.0), (0.1, 0.21, 0.25, 0.0, 0.35, 0.0), (0.1, 0.046, 0.046, 0.0, 0.1, 0.0),
+    (0.1, 0.046, 0.046, 0.0, -0.1, 0.0), (0.1, 0.046, 0.023, -0.08, -0.605, 0.0), (0.1, 0.023, 0.023, 0.0, -0.606, 0.0),
+    (0.1, 0.023, 0.046, 0.06, -0.605, 0.0),
+)  # fmt: skip
+
+
+def shepp_logan(side: float, *, scale: float = MU_WATER) -> np.ndarray:
+    """The ellipses of the Shepp-Logan head with raised contrast, (10, 6), see :func:`ellipse_image`.
+
+    Args:
+        side: of the square that holds it, mm.
+        scale: attenuation of the value 1 (the skull), 1/mm.
+    """
+    table = np.array(SHEPP_LOGAN)
+    return table * [scale, *[side / 2] * 4, math.pi / 180]
+
+
+def ellipse_image(ellipses: np.ndarray, shape: tuple[int, int], pixel_size: float, *, supersampling: int = 4) -> Tensor:
+    """Sum of uniform ellipses, (1, ny, nx), each pixel the mean of ``supersampling`` ** 2 points in it.
+
+    Args:
+        ellipses: (n, 6): value, half axes (x, y) in mm, centre (x, y) in mm, turn (counterclockwise) in rad.
+        shape, pixel_size: (ny, nx) pixels of so many mm.
+    """
+    ny, nx = shape
+    k = supersampling
+    fine = ParallelBeam(
+        image_shape=(ny * k, nx * k), pixel_size=pixel_size / k, angles=(0.0,), n_detectors=1, detector_spacing=1.0
+    )
+    x, y = fine.pixel_centres()
+    image = np.zeros((ny * k, nx * k))
+    for value, *parameters in ellipses:
+        u, v = _in_frame(np.broadcast_to(x, image.shape), np.broadcast_to(y[:, None], image.shape), *parameters)
+        image[u * u + v * v <= 1] += value
+    return torch.from_numpy(image.reshape(ny, k, nx, k).mean((1, 3))).float()[None]
+
+
+def ellipse_sinogram(ellipses: np.ndarray, geometry: Geometry, *, supersampling: int = 1) -> Tensor:
+    """Line integrals of :func:`ellipse_image` in closed form, (1, n_views, n_detectors), for any geometry.
+
+    In the coordinates in which an ellipse is the unit circle, a ray ``q + s e`` is inside it for a length
+    ``2 sqrt((q.e)^2 - |e|^2 (|q|^2 - 1)) / |e|^2`` of s.
+
+    Args:
+        ellipses: as in :func:`ellipse_image`.
+        supersampling: rays averaged per detector element.
+    """
+    origins, directions = geometry.rays(supersampling)
+    integrals = np.zeros(origins.shape[:2])
+    for value, *parameters in ellipses:
+        q = _in_frame(origins[..., 0], origins[..., 1], *parameters)
+        e = _in_frame(directions[..., 0], directions[..., 1], *parameters[:2], 0.0, 0.0, parameters[4])
+        qe, ee, qq = q[0] * e[0] + q[1] * e[1], e[0] ** 2 + e[1] ** 2, q[0] ** 2 + q[1] ** 2
+        integrals += value * 2 * np.sqrt(np.clip(qe**2 - ee * (qq - 1), 0, None)) / ee
+    return torch.from_numpy(integrals.reshape(len(integrals), -1, supersampling).mean(-1)).float()[None]
+
+
+def _in_frame(x: np.ndarray, y: np.ndarray, a: float, b: float, x0: float, y0: float, turn: float) -> tuple:
+    """Coordinates in which the ellipse is the unit circle."""
+    c, s = math.cos(turn), math.sin(turn)
+    return (c * (x - x0) + s * (y - y0)) / a, (c * (y - y0) - s * (x - x0)) / b
+
+
+class _Phantoms(Dataset):
+    """``n`` items, each from its own random stream."""
+
+    def __init__(self, n: int, shape: tuple[int, int], pixel_size: float, seed: int) -> None:
+        if n < 1 or min(shape) < 8 or not pixel_size > 0:
+            raise ValueError(
+                f"Expected n >= 1, a shape of 8 x 8 or more and pixel_size > 0, got {n}, {shape}, {pixel_size}."
+            )
+        self.n, self.shape, self.pixel_size, self.seed = n, tuple(shape), pixel_size, seed
+
+    def __len__(self) -> int:
+        return self.n
+
+    def rng(self, index: int) -> np.random.Generator:
+        """The random stream of one item."""
+        if not 0 <= index < self.n:
+            raise IndexError(f"index must lie in 0 to {self.n - 1}, got {index}.")
+        return np.random.default_rng([self.seed, index])
+
+    @property
+    def field(self) -> float:
+        """The shorter side, mm."""
+        return min(self.shape) * self.pixel_size
+
+
+class RandomEllipses(_Phantoms):
+    """Sums of random ellipses in 1/mm, (1, y, x): a textbook training set for CT.
+
+    Args:
+        n: items.
+        shape, pixel_size: (ny, nx) pixels of so many mm.
+        seed: of all items.
+        n_ellipses: (least, most) per item, ends included.
+        scale: attenuation of the first, largest ellipse, 1/mm; the others add up to half of it either way.
+    """
+
+    def __init__(
+        self, n: int, shape: tuple[int, int] = (128, 128), pixel_size: float = 1.0, *, seed: int = 0,
+        n_ellipses: tuple[int, int] = (5, 20), scale: float = MU_WATER,
+    ) -> None:  # fmt: skip
+        super().__init__(n, shape, pixel_size, seed)
+        self.n_ellipses, self.scale = n_ellipses, scale
+
+    def ellipses(self, index: int) -> np.ndarray:
+        """What item ``index`` is made of, for :func:`ellipse_sinogram`."""
+        rng, half = self.rng(index), self.field / 2
+        n = int(rng.integers(self.n_ellipses[0], self.n_ellipses[1] + 1))
+        body = [self.scale, *half * rng.uniform(0.6, 0.9, 2), 0, 0, rng.uniform(0, math.pi)]
+        radius, turn = 0.5 * half * np.sqrt(rng.random(n - 1)), rng.uniform(0, 2 * math.pi, (2, n - 1))
+        axes = half * rng.uniform(0.03, 0.25, (n - 1, 2))
+        value = self.scale * rng.uniform(-0.5, 0.5, n - 1)
+        inner = np.column_stack([value, axes, radius * np.cos(turn[0]), radius * np.sin(turn[0]), turn[1]])
+        return np.vstack([body, inner])
+
+    def __getitem__(self, index: int) -> Tensor:
+        return ellipse_image(self.ellipses(index), self.shape, self.pixel_size).clamp(min=0)
+
+
+class DiscWithHoles(_Phantoms):
+    """A uniform disc with round and elongated holes that do not touch, as in the Helsinki Tomography Challenge 2022.
+
+    Items are (1, y, x) in 1/mm, with two values only but for partial pixels; the line integrals are those of
+    :meth:`ellipses` in closed form.
+
+    Args:
+        n, shape, pixel_size, seed: as in :class:`RandomEllipses`; the disc fills 0.85 of the field.
+        n_holes: (least, most), ends included; fewer where no more fit.
+        attenuation: of the disc, 1/mm; the default is acrylic in the challenge's files.
+    """
+
+    def __init__(
+        self, n: int, shape: tuple[int, int] = (128, 128), pixel_size: float = 0.65, *, seed: int = 0,
+        n_holes: tuple[int, int] = (3, 12), attenuation: float = 0.036,
+    ) -> None:  # fmt: skip
+        super().__init__(n, shape, pixel_size, seed)
+        self.n_holes, self.attenuation = n_holes, attenuation
+
+    def ellipses(self, index: int) -> np.ndarray:
+        """The disc, then its holes with negative value."""
+        rng, radius = self.rng(index), 0.85 * self.field / 2
+        n = int(rng.integers(self.n_holes[0], self.n_holes[1] + 1))
+        rows, gap = [[self.attenuation, radius, radius, 0.0, 0.0, 0.0]], 0.03 * radius
+        for _ in range(50 * n):
+            if len(rows) > n:
+                break
+            a, ratio = radius * rng.uniform(0.06, 0.25), rng.choice([1.0, rng.uniform(0.3, 0.8)])
+            x, y = radius * rng.uniform(-1, 1, 2)
+            apart = all(math.hypot(x - r[3], y - r[4]) > a + max(r[1], r[2]) + gap for r in rows[1:])
+            if math.hypot(x, y) + a + gap < radius and apart:
+                rows.append([-self.attenuation, a, a * ratio, x, y, rng.uniform(0, math.pi)])
+        return np.array(rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return ellipse_image(self.ellipses(index), self.shape, self.pixel_size).clamp(min=0)
+
+
+# Proton density, T1 and T2 in ms at 1.5 T; rounded from textbook values (e.g. Haacke et al. 1999).
+TISSUES = {
+    "fat": (0.9, 250.0, 60.0), "csf": (1.0, 4000.0, 2000.0), "grey": (0.85, 950.0, 100.0),
+    "white": (0.7, 600.0, 80.0), "lesion": (0.9, 1200.0, 180.0),
+}  # fmt: skip
+CONTRASTS = {"T1": (500.0, 15.0), "T2": (4000.0, 90.0), "PD": (4000.0, 15.0)}  # repetition and echo time, ms
+
+
+class BrainLike(_Phantoms):
+    """Head-shaped slices in three contrasts with one smooth phase, complex (3, y, x): T1-, T2- and PD-weighted.
+
+    Skin, fluid, grey and white matter, ventricles and a few lesions are ellipses that vary from item to item; the
+    signal of a tissue is that of a spin echo, ``PD (1 - exp(-TR / T1)) exp(-TE / T2)``. The largest magnitude of each
+    contrast is 1.
+
+    Args:
+        n, shape, pixel_size, seed: as in :class:`RandomEllipses`.
+        phase: largest phase, rad.
+        n_coils: of :attr:`maps`.
+    """
+
+    def __init__(
+        self, n: int, shape: tuple[int, int] = (128, 128), pixel_size: float = 1.8, *, seed: int = 0,
+        phase: float = 1.5, n_coils: int = 8,
+    ) -> None:  # fmt: skip
+        super().__init__(n, shape, pixel_size, seed)
+        self.phase, self.n_coils = phase, n_coils
+
+    @property
+    def maps(self) -> Tensor:
+        """Birdcage coil sensitivities, (n_coils, y, x) complex."""
+        return birdcage_maps(self.n_coils, (self.shape[0], self.shape[1]))
+
+    def tissues(self, index: int) -> dict[str, Tensor]:
+        """The share of each tissue in every pixel, (y, x); together at most 1."""
+        rng, half = self.rng(index), self.field / 2
+        a, b, turn = *half * rng.uniform([0.65, 0.8], [0.75, 0.92]), rng.normal(0, 0.05)
+
+        def share(*ellipses: tuple[float, ...]) -> Tensor:
+            rows = np.array([[1.0, *e] for e in ellipses])
+            return ellipse_image(rows, self.shape, self.pixel_size)[0].clamp(max=1)
+
+        head, skull, cortex, core = (
+            share((s * a, s * b, 0, 0, turn)) for s in (1.0, 0.92, 0.86, rng.uniform(0.7, 0.76))
+        )
+        size = half * rng.uniform([0.06, 0.2], [0.1, 0.28])
+        tilt = rng.uniform(0.1, 0.3)
+        ventricles = share((*size, -0.12 * half, 0, tilt), (*size, 0.12 * half, 0, -tilt))
+        place = rng.uniform(0, 2 * math.pi, (int(rng.integers(0, 4)), 1))
+        spots = [
+            (*half * rng.uniform(0.02, 0.07, 2), 0.45 * a * math.cos(t), 0.45 * b * math.sin(t), 0.0) for (t,) in place
+        ]
+        lesion = share(*spots) * (1 - ventricles) if spots else torch.zeros_like(head)
+        return {
+            "fat": head - skull, "csf": skull - cortex + ventricles, "grey": cortex - core,
+            "white": (core - ventricles - lesion).clamp(min=0), "lesion": lesion,
+        }  # fmt: skip
+
+    def __getitem__(self, index: int) -> Tensor:
+        tissues = self.tissues(index)
+        images = []
+        for repetition, echo in CONTRASTS.values():
+            signal = torch.zeros(self.shape)
+            for name, (density, t1, t2) in TISSUES.items():
+                signal += tissues[name] * density * (1 - math.exp(-repetition / t1)) * math.exp(-echo / t2)
+            images.append(signal / signal.max())
+        y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in self.shape), indexing="ij")
+        c = np.random.default_rng([self.seed, index, 1]).uniform(-1, 1, 6)
+        polynomial = c[0] + c[1] * x + c[2] * y + c[3] * x * y + c[4] * x * x + c[5] * y * y
+        angle = self.phase * polynomial / polynomial.abs().max()
+        return torch.polar(torch.stack(images), angle.expand(len(images), -1, -1))
+
+
+class SpeckleCysts(_Phantoms):
+    """Reflectivity for ultrasound, (1, z, x) real: speckle, round cysts without or with more of it, and points.
+
+    The reflectivity is white Gaussian, its standard deviation the square root of the local backscatter, so that the
+    envelope of its beamformed image has Rayleigh statistics (fully developed speckle) where the resolution cell holds
+    many pixels. Shape is (nz, nx).
+
+    Args:
+        n, shape, pixel_size, seed: as in :class:`RandomEllipses`.
+        n_cysts, n_points: per item.
+        contrasts: backscatter of a cyst in dB, drawn from these; -inf is anechoic.
+        point: reflectivity of a point target over the speckle's standard deviation.
+    """
+
+    def __init__(
+        self, n: int, shape: tuple[int, int] = (128, 128), pixel_size: float = 0.15, *, seed: int = 0, n_cysts: int = 3,
+        n_points: int = 4, contrasts: Sequence[float] = (-math.inf, -12.0, 6.0), point: float = 20.0,
+    ) -> None:  # fmt: skip
+        super().__init__(n, shape, pixel_size, seed)
+        self.n_cysts, self.n_points, self.contrasts, self.point = n_cysts, n_points, tuple(contrasts), point
+
+    def backscatter(self, index: int) -> Tensor:
+        """Local backscatter relative to the background, (1, z, x): the truth that contrast measures compare with."""
+        rng, half = self.rng(index), self.field / 2
+        b = torch.ones(1, *self.shape)
+        for _ in range(self.n_cysts):
+            radius = half * rng.uniform(0.12, 0.3)
+            x, z = (rng.uniform(-0.9, 0.9) * n * self.pixel_size / 2 for n in self.shape[::-1])
+            inside = ellipse_image(np.array([[1.0, radius, radius, x, z, 0.0]]), self.shape, self.pixel_size)
+            b = torch.lerp(b, torch.full_like(b, 10 ** (float(rng.choice(self.contrasts)) / 10)), inside)
+        return b
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, index, 1])
+        x = self.backscatter(index).sqrt() * torch.from_numpy(rng.normal(size=(1, *self.shape))).float()
+        for _ in range(self.n_points):
+            row, column = (int(rng.integers(n // 16, n - n // 16)) for n in self.shape)
+            x[0, row, column] = self.point
+        return x
