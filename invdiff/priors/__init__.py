@@ -8,7 +8,17 @@ from invdiff.priors.analytic import (
     StationaryCovariance,
 )
 from invdiff.priors.checkpoints import load_prior, save_prior, shipped_priors
-from invdiff.priors.denoiser import Counted, DDPMDenoiser, EDMDenoiser, NetworkPrior, Prior, PriorInfo
+from invdiff.priors.denoiser import (
+    Counted,
+    DDPMDenoiser,
+    EDMDenoiser,
+    NetworkPrior,
+    Prior,
+    PriorInfo,
+    VEDenoiser,
+    VPDenoiser,
+)
+from invdiff.priors.interop import from_deepinv
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.schedules import (
     CosineGrid,
@@ -40,7 +50,10 @@ __all__ = [
     "PriorInfo",
     "QuadraticDDPMGrid",
     "StationaryCovariance",
+    "VEDenoiser",
+    "VPDenoiser",
     "ddpm_sigmas",
+    "from_deepinv",
     "karras_sigmas",
     "linear_betas",
     "load_prior",

@@ -42,6 +42,7 @@ from invdiff.priors.denoiser import (
     VPDenoiser,
 )
 from invdiff.priors.edm import DhariwalUNet, SongUNet
+from invdiff.priors.hub import SCHEME, fetch
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.networks import UNet
 
@@ -327,13 +328,17 @@ def formats() -> dict[str, ModuleType]:
         loaders_diffusers,
         loaders_edm,
         loaders_guided,
+        loaders_ldm,
         loaders_own,
+        loaders_score_sde,
     )
 
     return {
         "invdiff prior": loaders_own,
         "diffusers folder": loaders_diffusers,
         "guided-diffusion": loaders_guided,
+        "score_sde": loaders_score_sde,
+        "CompVis latent diffusion": loaders_ldm,
         "EDM, InverseBench": loaders_edm,
     }
 
@@ -341,8 +346,11 @@ def formats() -> dict[str, ModuleType]:
 def read_checkpoint(name_or_path: str | Path, *, trusted: bool = False, **options: Any) -> Checkpoint:
     """What a prior's file holds. Arguments and errors as for :func:`load_prior`; ``trusted`` as for
     :meth:`File.open`."""
-    path = Path(name_or_path)
-    if str(name_or_path) in shipped_priors():
+    path, address = Path(name_or_path), None
+    if str(name_or_path).startswith(SCHEME):
+        address = str(name_or_path)
+        path = fetch(address, online=options.pop("online", False))
+    elif str(name_or_path) in shipped_priors():
         path = shipped_priors()[str(name_or_path)]
     elif not path.exists():
         known = ", ".join(shipped_priors()) or "none"
@@ -356,7 +364,12 @@ def read_checkpoint(name_or_path: str | Path, *, trusted: bool = False, **option
     if unknown := sorted(set(options) - set(known_options)):
         has = ", ".join(known_options) or "none"
         raise TypeError(f"The format {name!r} has no option {', '.join(unknown)}; it has {has}.")
-    return module.read(file, **options)
+    checkpoint = module.read(file, **options)
+    if address is not None:
+        details = checkpoint.info.details | {"source": address}
+        name = address.removeprefix(SCHEME).split("@")[0].split("#")[0]
+        checkpoint = replace(checkpoint, info=replace(checkpoint.info, name=name, details=details))
+    return checkpoint
 
 
 def load_prior(
@@ -365,12 +378,14 @@ def load_prior(
     """A shipped prior by name (``invdiff list`` shows them), or one from a file, recognised by its content.
 
     Nothing in a file is executed. Known are safetensors files of this package, folders of diffusers, and checkpoints
-    of guided-diffusion, EDM and InverseBench. Published files often leave out what the prior was trained on;
-    state it by ``info``.
+    of guided-diffusion, score_sde, latent diffusion (CompVis), EDM and InverseBench. Published files often leave out
+    what the prior was trained on; state it by ``info``. An address ``hf://owner/name@commit`` is looked up in the local
+    cache of huggingface_hub (:func:`invdiff.priors.hub.fetch`).
 
     Args:
         info: replaces what the file says, but for the digest.
-        options: what the file leaves open, by format: e.g. ``size=256`` of guided-diffusion.
+        options: what the file leaves open, by format: e.g. ``size=256`` of guided-diffusion. ``online=True`` downloads
+            what an address names.
 
     Raises:
         KeyError: neither a shipped name nor a file.

@@ -154,7 +154,7 @@ class NetworkPrior(Prior):
         sigma_max: float,
         info: PriorInfo,
     ) -> None:
-        p = next(module.parameters())
+        p = next(module.parameters(), torch.empty(0))  # a denoiser may be without parameters
         super().__init__(shape, sigma_min=sigma_min, sigma_max=sigma_max, info=info, dtype=p.dtype, device=p.device)
         self.module = module.eval().requires_grad_(False)
 

@@ -210,9 +210,7 @@ class _Conv(nn.Module):
             bound = 1 / math.sqrt(n_in * kernel**2)
             self.weight = nn.Parameter(torch.empty(n_out, n_in, kernel, kernel).uniform_(-bound, bound))
             self.bias = nn.Parameter(torch.zeros(n_out))
-        f = torch.tensor(fir)
-        f = torch.outer(f, f)[None, None] / f.sum() ** 2
-        self.register_buffer("resample_filter", f if up or down else None)
+        self.register_buffer("resample_filter", resampling_filter(fir) if up or down else None)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.resample_filter is None:
@@ -230,6 +228,12 @@ class _Conv(nn.Module):
         if self.up:
             return F.conv_transpose2d(x, 4 * f, stride=2, padding=padding, groups=n)
         return F.conv2d(x, f, stride=2, padding=padding, groups=n)
+
+
+def resampling_filter(fir: Sequence[float]) -> Tensor:
+    """The separable filter of these taps, of sum 1, as (1, 1, n, n)."""
+    f = torch.tensor(fir)
+    return torch.outer(f, f)[None, None] / f.sum() ** 2
 
 
 class _Positional(nn.Module):

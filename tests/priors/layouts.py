@@ -104,3 +104,63 @@ def guided_diffusion_names(weights: Mapping[str, Tensor], config: Mapping[str, A
 def network_input(channels: int, size: int) -> Tensor:
     """Two images, from a fixed seed."""
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(2))
+
+
+def score_sde_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """EDM's NCSN++ in the names of score_sde: one list of modules, in the order in which they are used; layers of
+    attention are matrices ``x W``."""
+    out: dict[str, Tensor] = {"0.W": weights["map_noise.freqs"]}
+    for i in (1, 2):
+        for kind in ("weight", "bias"):
+            out[f"{i}.{kind}"] = weights[f"map_layer{i - 1}.{kind}"]
+    groups: dict[str, dict[str, Tensor]] = {}
+    for k, v in weights.items():
+        if k.startswith(("enc.", "dec.")) and not k.endswith("resample_filter"):
+            part, name, rest = k.split(".", 2)
+            groups.setdefault(f"{part}.{name}", {})[rest] = v
+    i = 3
+    for name, group in groups.items():
+        if "aux_residual" in name:
+            out |= {f"{i}.Conv2d_0.{k}": v for k, v in group.items()}
+        elif "conv0.weight" not in group:
+            out |= {f"{i}.{k}": v for k, v in group.items()}
+        else:
+            for ours, theirs in (("norm0", "GroupNorm_0"), ("conv0", "Conv_0"), ("affine", "Dense_0"),
+                                 ("norm1", "GroupNorm_1"), ("conv1", "Conv_1"), ("skip", "Conv_2")):  # fmt: skip
+                for kind in ("weight", "bias"):
+                    if f"{ours}.{kind}" in group:
+                        out[f"{i}.{theirs}.{kind}"] = group[f"{ours}.{kind}"]
+            if "qkv.weight" in group:
+                i += 1
+                for kind in ("weight", "bias"):
+                    out[f"{i}.GroupNorm_0.{kind}"] = group[f"norm2.{kind}"]
+                n = group["proj.bias"].shape[0]
+                for j in range(3):
+                    out[f"{i}.NIN_{j}.W"] = group["qkv.weight"].reshape(n, 3, n)[:, j].T
+                    out[f"{i}.NIN_{j}.b"] = group["qkv.bias"].reshape(n, 3)[:, j]
+                out[f"{i}.NIN_3.W"], out[f"{i}.NIN_3.b"] = group["proj.weight"][:, :, 0, 0].T, group["proj.bias"]
+        i += 1
+    return {f"all_modules.{k}": v.contiguous() for k, v in out.items()}
+
+
+def compvis_first_stage_names(weights: Mapping[str, Tensor], n_levels: int) -> dict[str, Tensor]:
+    """An autoencoder of diffusers in the names of CompVis."""
+    out = {}
+    for k, v in weights.items():
+        words = k.split(".")
+        if words[1] == "mid_block":
+            attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
+            if words[2] == "resnets":
+                words[1:4] = ["mid", f"block_{int(words[3]) + 1}"]
+            else:
+                words[1:-1] = ["mid", "attn_1", attention[words[4]]]
+                v = v[..., None, None] if v.ndim == 2 else v
+        elif words[1] == "down_blocks":
+            words[1:5] = ["down", words[2], *(["block", words[4]] if words[3] == "resnets" else ["downsample"])]
+        elif words[1] == "up_blocks":
+            level = str(n_levels - 1 - int(words[2]))
+            words[1:5] = ["up", level, *(["block", words[4]] if words[3] == "resnets" else ["upsample"])]
+        elif words[1] == "conv_norm_out":
+            words[1] = "norm_out"
+        out[".".join("nin_shortcut" if w == "conv_shortcut" else w for w in words)] = v
+    return out

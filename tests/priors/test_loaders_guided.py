@@ -32,6 +32,17 @@ def saved(tmp_path: Path) -> tuple[Any, Path]:
     return model, tmp_path / "tiny.pt"
 
 
+def test_complex_images_are_two_channels(tmp_path: Path) -> None:
+    # the MRI priors of DDS (Chung et al. 2024, arXiv 2303.05754)
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra 'diffusers'")
+    model = randomise(diffusers.UNet2DModel(**CONFIG | {"in_channels": 2, "out_channels": 4}))
+    torch.save(guided_diffusion_names(model.state_dict(), CONFIG), tmp_path / "fastmri_320_complex_1m.pt")
+    prior = load_prior(tmp_path / "fastmri_320_complex_1m.pt", size=16, head_channels=32)
+    x, s = network_input(2, 16), float(prior.module.schedule.sigmas[500])
+    eps = model(x / (1 + s**2) ** 0.5, 500).sample[:, :2]
+    torch.testing.assert_close(prior(x, s), x - s * eps, rtol=1e-5, atol=1e-5 * (1 + s))
+
+
 def test_denoiser_against_the_network_of_diffusers(saved: tuple[Any, Path]) -> None:
     model, path = saved
     prior = load_prior(path, size=16, head_channels=32)

@@ -1,0 +1,52 @@
+"""Denoisers of deepinv (and anything called like them) as priors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from invdiff.priors.denoiser import NetworkPrior, PriorInfo, Rescaled
+
+
+class _Called(nn.Module):
+    def __init__(self, denoiser: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.denoiser(x, sigma)
+
+
+def from_deepinv(
+    denoiser: Callable[[Tensor, Tensor], Tensor],
+    shape: tuple[int, ...],
+    *,
+    sigma_min: float,
+    sigma_max: float,
+    data_range: tuple[float, float] = (0.0, 1.0),
+    info: PriorInfo | None = None,
+) -> NetworkPrior:
+    """A denoiser ``f(y, sigma)``, such as deepinv's ``DRUNet`` or ``NCSNpp``, as a prior.
+
+    A plug-and-play denoiser is trained at low noise only (DRUNet: up to 50/255). It is a prior for algorithms that
+    start there, not for those that start from pure noise.
+
+    Args:
+        denoiser: takes images (batch, channel, y, x) and noise levels (batch,), both in the units of ``data_range``.
+        shape: of one image, (channel, y, x).
+        sigma_min, sigma_max: noise levels it was trained for, in its own units.
+        data_range: its images' values that are -1 and +1 in model units; deepinv's are in [0, 1].
+        info: what is known of it; default: its class's name.
+    """
+    half = (data_range[1] - data_range[0]) / 2
+    module: nn.Module = _Called(denoiser)
+    if tuple(data_range) != (-1.0, 1.0):
+        module = Rescaled(module, *data_range)
+    return NetworkPrior(
+        module,
+        shape,
+        sigma_min=sigma_min / half,
+        sigma_max=sigma_max / half,
+        info=info or PriorInfo(name=type(denoiser).__name__, value_range=(0.0, 1.0)),
+    )
