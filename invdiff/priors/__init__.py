@@ -20,6 +20,7 @@ from invdiff.priors.denoiser import (
 )
 from invdiff.priors.interop import from_deepinv
 from invdiff.priors.latent import LatentPrior
+from invdiff.priors.memory import batch_within, memory_per_image
 from invdiff.priors.schedules import (
     CosineGrid,
     DDPMGrid,
@@ -31,8 +32,11 @@ from invdiff.priors.schedules import (
     linear_betas,
     sqrt_linear_betas,
 )
+from invdiff.priors.wrappers import Calibrated, ClippedSigma, Slices, Tiled
 
 __all__ = [
+    "Calibrated",
+    "ClippedSigma",
     "CosineGrid",
     "Counted",
     "DDPMDenoiser",
@@ -49,14 +53,18 @@ __all__ = [
     "Prior",
     "PriorInfo",
     "QuadraticDDPMGrid",
+    "Slices",
     "StationaryCovariance",
+    "Tiled",
     "VEDenoiser",
     "VPDenoiser",
+    "batch_within",
     "ddpm_sigmas",
     "from_deepinv",
     "karras_sigmas",
     "linear_betas",
     "load_prior",
+    "memory_per_image",
     "save_prior",
     "shipped_priors",
     "sqrt_linear_betas",

@@ -1,8 +1,8 @@
 """Priors by address on the Hugging Face hub: from the local cache, and from the network only when asked.
 
 ``hf://owner/name@revision`` is a folder of diffusers, ``hf://owner/name/file.pt@revision`` one file. What is loaded
-must be pinned: by a commit as the revision (40 hexadecimal digits), or, for one file, by ``#`` and its sha256. Needs the
-extra ``hub``.
+must be pinned: by a commit as the revision (40 hexadecimal digits), or, for one file, by ``#`` and its sha256. Needs
+the extra ``hub``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def fetch(address: str, *, online: bool = False) -> Path:
         if online:
             raise
         raise FileNotFoundError(
-            f"{address} is not in the local cache, and nothing is downloaded unless asked by load_prior(..., online=True)"
+            f"{address} is not in the local cache; nothing is downloaded unless asked, load_prior(..., online=True)."
         ) from None
     if sha256 and (got := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
         raise ValueError(f"{address}: the file in the cache has the sha256 {got}.")
