@@ -23,7 +23,7 @@ H
 # A cyst without echoes in speckle, and three bright points.
 
 # %%
-z, x = (torch.from_numpy(np.asarray(c)).float() for c in scan.pixel_centres())
+x, z = (torch.from_numpy(np.asarray(c)).float() for c in scan.pixel_centres())
 g = torch.Generator().manual_seed(0)
 cyst = (z[:, None] - 18) ** 2 + (x[None] - 3) ** 2 < 3.0**2
 amplitude = torch.where(cyst, 0.02, 1.0)

@@ -24,8 +24,9 @@ validation = ["held_out.nii.gz"]
 trained_on = "nibabel's example volume"
 licence = "MIT"
 quantity = "99.5th percentile of the magnitude"
-n_steps = 120
+n_steps = 600
 batch_size = 8
+ema = 0.99
 
 [augmentation]
 size = 64
@@ -52,7 +53,7 @@ with tqdm(total=config.total_steps, unit="step") as bar:
         losses[step] = loss
         bar.update(step - bar.n)
 
-    first = train(config, Path("run"), data=folder, max_minutes=0.2, callback=callback)
+    first = train(config, Path("run"), data=folder, max_minutes=0.3, callback=callback)
     weights = first or train(config, Path("run"), callback=callback)
 print("stopped half-way" if first is None else "one go", "->", weights)
 
