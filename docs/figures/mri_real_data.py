@@ -46,20 +46,18 @@ def main() -> None:
         return float((whole.A(x) - whole.y)[:, left_out].norm() / whole.y[:, left_out].norm())
 
     def weight(m: Measurement) -> float:
-        return 0.3 * m.image_scale / m.noise.sigma  # type: ignore[attr-defined]
+        return 0.15 * m.image_scale / m.noise.sigma  # type: ignore[attr-defined]
 
     methods = {
         "zero-filled": lambda m: ZeroFilled()(None, m),
         "CG-SENSE, 15 steps": lambda m: CGSense(n_steps=15)(None, m),
-        "L1-wavelet": lambda m: L1Wavelet(weight=weight(m), n_steps=60)(None, m),
+        "L1-wavelet, 40 steps": lambda m: L1Wavelet(weight=weight(m), n_steps=40)(None, m),
     }
     images = []
     for name, method in methods.items():
         images.append(method(whole).mean.norm(dim=0))
         print(f"{name}: error of predicted samples {prediction_error(method(part).mean):.3f}")
-    print(
-        f"acceleration {mask.size / mask.sum():.1f}, noise sigma {whole.noise.sigma:.3g}, scale {whole.image_scale:.3g}"
-    )  # type: ignore[attr-defined]
+    print(f"acceleration {mask.size / mask.sum():.1f}, {whole.noise!r}, scale {whole.image_scale:.3g}")
 
     figure, axes = plt.subplots(1, 4, figsize=(10, 3.6), layout="constrained")
     axes[0].imshow(mask, cmap="gray", interpolation="nearest")
