@@ -184,9 +184,9 @@ def show(key: Annotated[str, typer.Argument(help="A task's key, or its first dig
         section("task", json.loads(result.spec.to_json()))
         section("numbers", dict(result.metrics))
         section("environment", dict(result.env))
-        if log := (opened.folder(full) / "log.txt").read_text():
+        if (log := opened.folder(full) / "log.txt").is_file():
             console.print("[bold]log[/]")
-            console.print(log, highlight=False, markup=False)
+            console.print(log.read_text(), highlight=False, markup=False)
     elif failure is not None:
         section("labels", failure["labels"])
         section("task", failure["spec"])

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -26,7 +27,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -40,11 +41,12 @@ from invdiff.evaluation import psnr, ssim
 from invdiff.evaluation.calibration import fair_crps, ranks, spread_skill
 from invdiff.measurement import Measurement
 from invdiff.posterior import Posterior
-from invdiff.priors import Prior, load_prior, shipped_priors
+from invdiff.priors import Prior, load_prior
 
 # What the same task would raise again: not tried a second time.
 PERMANENT = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError, NotImplementedError)
 
+NO_TRACEBACK = "No traceback: the process ended at once (SIGKILL, as sent when memory runs out, or os._exit).\n"
 OBJECT = 0.05  # calibration is measured where the truth is above its minimum by this share of its range
 
 
@@ -131,41 +133,43 @@ def run_task(work: Work, key: str, spec_json: str, labels: Mapping[str, str]) ->
     store, spec = Store(work.store), TaskSpec.from_json(spec_json)
     if store.has(key):
         return Outcome(key, "done")
-    before, deaths = store.running(key), 0
-    if before and before["run"] == work.run:  # its process ended without a word
-        deaths = before["deaths"] + 1
-        message = f"its process ({before['pid']} on {before['host']}) was killed or crashed"
-        last = _crash_report(store, key)
-        if store.fail(spec, labels, kind="Killed", message=message, traceback=last, permanent=False) >= work.attempts:
+    deaths, before = 0, store.running(key)
+    if before and before[0]["run"] == work.run:  # its process ended without a word
+        mark, report = before
+        deaths, where = mark["deaths"] + 1, f"{mark['pid']} on {mark['host']}"
+        message = f"its process ({where}) was killed or crashed"
+        count = store.fail(
+            spec, labels, kind="Killed", message=message, traceback=report or NO_TRACEBACK, permanent=False
+        )
+        if count >= work.attempts:
             store.unmark(key)
-            return Outcome(key, "failed", f"Killed: {message}, {work.attempts} times")
+            return Outcome(key, "failed", f"Killed: {message}, {deaths} times in this run")
     torch.set_num_threads(work.threads)
-    started, where = time.time(), _worker_address()
-    store.mark(
-        key, {"run": work.run, "deaths": deaths, "host": socket.gethostname(), "pid": os.getpid(), "worker": where,
-              "started": started, "serial": work.serial},
-    )  # fmt: skip
-    try:
-        with _logged() as log, _crash_traceback(store, key), time_limit(work.time_limit):
-            metrics, arrays = execute(store, spec, work)
+    started = time.time()
+    record = {
+        "run": work.run, "deaths": deaths, "host": socket.gethostname(), "pid": os.getpid(),
+        "worker": _worker_address(), "started": started, "serial": work.serial,
+    }  # fmt: skip
+    with store.marked(key, record) as file:
+        try:
+            with _logged() as log, _crash_traceback(file), time_limit(work.time_limit):
+                metrics, arrays = execute(store, spec, work)
+        except StoreError:
+            raise
+        except Exception as error:
+            permanent, kind = isinstance(error, PERMANENT), type(error).__name__
+            text = str(error) or repr(error)
+            if isinstance(error, TimeLimit):
+                text = f"took longer than its {work.time_limit:g} s"
+            count = store.fail(
+                spec, labels, kind=kind, message=text, traceback=traceback.format_exc(), permanent=permanent
+            )
+            return Outcome(key, "failed" if permanent or count >= work.attempts else "again", f"{kind}: {text}")
         env = {
             **environment(), "threads": torch.get_num_threads(), "device": _device_name(work.device),
             "host": socket.gethostname(), "pid": os.getpid(), "finished": now(), "total_seconds": time.time() - started,
         }  # fmt: skip
         store.write(spec, labels=labels, metrics=metrics, arrays=arrays, log="".join(log), env=env)
-    except StoreError:
-        raise
-    except Exception as error:
-        permanent = isinstance(error, PERMANENT)
-        text = str(error) if str(error) else repr(error)
-        if isinstance(error, TimeLimit):
-            text = f"took longer than its {work.time_limit:g} s"
-        kind = type(error).__name__
-        count = store.fail(spec, labels, kind=kind, message=text, traceback=traceback.format_exc(), permanent=permanent)
-        again = not permanent and count < work.attempts
-        return Outcome(key, "again" if again else "failed", f"{kind}: {text}")
-    finally:
-        store.unmark(key)
     return Outcome(key, "done")
 
 
@@ -248,7 +252,7 @@ def _prior(name: str, sha: str, device: str) -> Prior:
 def open_prior(name: str, device: str = "cpu") -> tuple[Prior, str]:
     """A shipped prior, a file, or what ``package.module:function`` returns; with the sha256 of its weights (of a
     prior without weights: of its description)."""
-    if ":" in name and name not in shipped_priors() and not Path(name).is_file():
+    if re.fullmatch(r"[\w.]+:\w+", name) and not Path(name).is_file():
         prior = lookup({}, name, "prior")()
     else:
         prior = load_prior(name, device=device)
@@ -306,29 +310,19 @@ def _logged() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _crash_traceback(store: Store, key: str) -> Iterator[None]:
-    """Where the process was when a fatal signal hit it goes to a file next to the task's mark."""
+def _crash_traceback(file: IO[str]) -> Iterator[None]:
+    """Write to ``file`` where the process was when a fatal signal hit it."""
     import faulthandler
 
-    path = store.path / "running" / f"{key}.crash"
     was_on = faulthandler.is_enabled()
-    with path.open("w") as f:
-        faulthandler.enable(f)
-        try:
-            yield
-        finally:
-            faulthandler.disable()
-            if was_on and sys.__stderr__ is not None:
-                with contextlib.suppress(ValueError, OSError):
-                    faulthandler.enable(sys.__stderr__)
-    path.unlink(missing_ok=True)
-
-
-def _crash_report(store: Store, key: str) -> str:
-    path = store.path / "running" / f"{key}.crash"
-    text = path.read_text() if path.is_file() else ""
-    path.unlink(missing_ok=True)
-    return text or "No traceback: the process ended at once (SIGKILL, as sent when memory runs out, or os._exit)."
+    faulthandler.enable(file)
+    try:
+        yield
+    finally:
+        faulthandler.disable()
+        if was_on and sys.__stderr__ is not None:
+            with contextlib.suppress(ValueError, OSError):
+                faulthandler.enable(sys.__stderr__)
 
 
 def reset_peak_memory() -> None:
@@ -468,7 +462,7 @@ def run(
     """
     store = store if isinstance(store, Store) else Store(store, create=True)
     with store.lock():
-        left_over = {k: _crash_report(store, k) for k, r in store.all_running().items() if r.get("serial")}
+        left_over = {k: report for k, (mark, report) in store.all_running().items() if mark["serial"]}
         store.clean()
         summary, queue, seen = Summary(), collections.deque[Task](), set[str]()
         for task in tasks(plan, store, data=data):
@@ -487,7 +481,7 @@ def run(
             if task.key in left_over:
                 store.fail(
                     task.spec, task.labels, kind="Killed", message="the run was killed or crashed in this task",
-                    traceback=left_over[task.key], permanent=False,
+                    traceback=left_over[task.key] or NO_TRACEBACK, permanent=False,
                 )  # fmt: skip
             if retry_failed:
                 store.forget_failure(task.key)

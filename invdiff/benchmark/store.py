@@ -3,10 +3,10 @@
     store/ab/abcd.../spec.json          what was computed (TaskSpec)
                      metrics.json       numbers
                      arrays.safetensors mean, std, samples (k, *shape), physical units
-                     log.txt            warnings and log lines
+                     log.txt            warnings and log lines, if there were any
                      env.json           where and with what, and the sizes of the files above
     store/failed/KEY.json               attempts that failed, with their tracebacks
-    store/running/KEY.json              what runs now, or ran when its process was killed
+    store/running/KEY.txt               what runs now, or ran when its process was killed, and where that crashed
     store/measurements/RECIPE.h5        data, made once, so that every task on every machine sees the same
     store/runs/TIME.json                command, plan and environment of each ``bench run``
     store/damaged/                      results that did not read, set aside
@@ -35,7 +35,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ from invdiff.operators.base import Operator
 from invdiff.storage import atomic_path
 
 FORMAT = "invdiff-store-1"
-FILES = ("spec.json", "metrics.json", "arrays.safetensors", "log.txt")
+FILES = ("spec.json", "metrics.json", "arrays.safetensors")  # of each result; env.json has their sizes
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -155,8 +155,9 @@ class Store:
                 (tmp / "spec.json").write_text(spec_json)
                 (tmp / "metrics.json").write_text(json.dumps(dict(metrics), indent=1))
                 save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, tmp / "arrays.safetensors")
-                (tmp / "log.txt").write_text(log)
-                sizes = {name: (tmp / name).stat().st_size for name in FILES}
+                if log:
+                    (tmp / "log.txt").write_text(log)
+                sizes = {name: (tmp / name).stat().st_size for name in (*FILES, *(["log.txt"] if log else []))}
                 (tmp / "env.json").write_text(json.dumps({**env, "files": sizes}, indent=1))
                 final = self.folder(key)
                 final.parent.mkdir(exist_ok=True)
@@ -176,7 +177,7 @@ class Store:
             raise KeyError(f"No result {key} in {self.path}.")
         try:
             env = _json(folder / "env.json")
-            for name in FILES:
+            for name in {*FILES, *env["files"]}:
                 if (size := (folder / name).stat().st_size) != env["files"][name]:
                     raise ValueError(f"{name} has {size} bytes, expected {env['files'][name]}")
             text, metrics = _json(folder / "spec.json"), _json(folder / "metrics.json")
@@ -237,26 +238,39 @@ class Store:
 
     # ------------------------------------------------------------------------------------- running tasks
 
-    def mark(self, key: str, record: Mapping[str, Any]) -> None:
-        """Say that a task runs."""
+    @contextlib.contextmanager
+    def marked(self, key: str, record: Mapping[str, Any]) -> Iterator[IO[str]]:
+        """Say that a task runs, until the block ends. What is written to the file given, a crash report, is found by
+        :meth:`running` if the process ends before."""
+        path = self.path / "running" / f"{key}.txt"
         with self._writing():
-            write_json(self.path / "running" / f"{key}.json", record)
+            path.parent.mkdir(exist_ok=True)
+            f = path.open("w")
+        with f:
+            with self._writing():
+                f.write(json.dumps(record) + "\n")
+                f.flush()
+            try:
+                yield f
+            finally:
+                self.unmark(key)
 
     def unmark(self, key: str) -> None:
-        """Say that it ended."""
-        (self.path / "running" / f"{key}.json").unlink(missing_ok=True)
+        """Say that a task does not run."""
+        (self.path / "running" / f"{key}.txt").unlink(missing_ok=True)
 
-    def running(self, key: str) -> dict[str, Any] | None:
-        """What :meth:`mark` was told, or None."""
+    def running(self, key: str) -> tuple[dict[str, Any], str] | None:
+        """The record that :meth:`marked` was given and the crash report, or None."""
         try:
-            return _json(self.path / "running" / f"{key}.json")
+            first, _, rest = (self.path / "running" / f"{key}.txt").read_text().partition("\n")
+            return json.loads(first), rest
         except (OSError, ValueError):
             return None
 
-    def all_running(self) -> dict[str, dict[str, Any]]:
-        """Key to what :meth:`mark` was told."""
-        found = {p.stem: self.running(p.stem) for p in (self.path / "running").glob("[0-9a-f]*.json")}
-        return {key: record for key, record in found.items() if record is not None}
+    def all_running(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """Key to what :meth:`running` gives."""
+        found = {p.stem: self.running(p.stem) for p in (self.path / "running").glob("*.txt")}
+        return {key: mark for key, mark in found.items() if mark is not None}
 
     def clean(self) -> None:
         """Remove what a killed run left in ``tmp`` and ``running``. Only with the lock held."""

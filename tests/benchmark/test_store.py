@@ -153,7 +153,7 @@ def test_a_store_without_write_permission(tmp_path: Path, make_plan: Any, monkey
         run(plan, tmp_path / "s")
 
 
-@pytest.mark.parametrize("name", ["spec.json", "metrics.json", "arrays.safetensors", "log.txt", "env.json"])
+@pytest.mark.parametrize("name", ["spec.json", "metrics.json", "arrays.safetensors", "env.json"])
 @pytest.mark.parametrize("how", ["missing", "truncated", "other"])
 def test_a_damaged_result_is_set_aside_and_computed_again(tmp_path: Path, make_plan: Any, name: str, how: str) -> None:
     plan, journal = Plan.read(make_plan()), tmp_path / "s"
