@@ -1,6 +1,6 @@
 """``datasets.open``: one call for every known file, told apart by content, never by suffix alone.
 
-A format is a module of this folder with two functions, entered in :data:`FORMATS`:
+A format is a module of this folder with two functions, entered in :func:`formats`::
 
     matches(head: Head) -> bool                                     looks, allocates nothing, never raises
     read(path: Path, *, <options>) -> Measurement | Volume          raises ValueError or OSError on a bad file

@@ -66,6 +66,14 @@ def formats() -> str:
     return "\n".join(["| format | what |", "|---|---|", *rows]) + "\n"
 
 
+def checkpoints() -> str:
+    """One row per layout of published checkpoints."""
+    from invdiff.priors.checkpoints import formats
+
+    rows = [f"| {name} | {first_line(module)} |" for name, module in formats().items()]
+    return "\n".join(["| layout | what |", "|---|---|", *rows]) + "\n"
+
+
 def labels() -> str:
     """One row per algorithm: its label, what it costs, and its row of the truth bench."""
     from invdiff.algorithms import ALGORITHMS
@@ -85,7 +93,9 @@ def generate() -> None:
     """Pages that come from the code, written before Sphinx reads the sources."""
     folder = DOCS / "_generated"
     folder.mkdir(exist_ok=True)
-    for name, make in (("bibliography", bibliography), ("formats", formats), ("labels", labels)):
+    for name, make in (
+        ("bibliography", bibliography), ("checkpoints", checkpoints), ("formats", formats), ("labels", labels),
+    ):  # fmt: skip
         (folder / f"{name}.md").write_text(make())
 
 

@@ -1,6 +1,6 @@
 """Reading and writing priors: every known file becomes a :class:`Checkpoint`, and a checkpoint becomes a prior.
 
-A format is a module of this folder with two functions, entered in :func:`formats`:
+A format is a module of this folder with two functions, entered in :func:`formats`::
 
     matches(file: File) -> bool                               looks at names only, never raises
     read(file: File, *, <options>) -> Checkpoint              raises ValueError on a bad file
