@@ -132,6 +132,10 @@ class Checkpoint:
         """The prior. Raises ValueError unless the weights fit the networks key for key."""
         net = _placed(self.network.build(self.info.name), device)
         arguments = {k: v for k, v in self.denoiser.items() if k != "class"}
+        if self.denoiser["class"] not in DENOISERS:
+            raise ValueError(
+                f"{self.info.name}: unknown denoiser {self.denoiser['class']!r}; known: {list(DENOISERS)}."
+            )
         module = DENOISERS[self.denoiser["class"]](net, **arguments)
         if tuple(self.data_range) != (-1.0, 1.0):
             module = Rescaled(module, *self.data_range)

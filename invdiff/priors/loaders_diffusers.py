@@ -20,7 +20,7 @@ from invdiff.priors.denoiser import PREDICTIONS, PriorInfo
 from invdiff.priors.schedules import DiscreteSchedule, linear_betas, sqrt_linear_betas
 
 CLASSES = ("UNet2DModel", "AutoencoderKL", "VQModel")
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WEIGHTS = tuple(f"diffusion_pytorch_model.{kind}" for kind in ("safetensors", "bin", "fp16.safetensors", "fp16.bin"))
 # Attention of old files, renamed.
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from invdiff.priors.checkpoints import _AUTOENCODER, _NEW, _OLD, Checkpoint, File, Network, tensors
 from invdiff.priors.denoiser import PriorInfo
@@ -13,7 +14,16 @@ def matches(file: File) -> bool:
 
 
 def read(file: File) -> Checkpoint:
-    header = json.loads(file.metadata["invdiff"])
+    try:
+        return _read(file, json.loads(file.metadata["invdiff"]))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file.path.name} has a header that cannot be read ({type(error).__name__}: {error}); it may come from "
+            f"another version of this package."
+        ) from None
+
+
+def _read(file: File, header: dict[str, Any]) -> Checkpoint:
     if file.metadata["format"] == _OLD:
         header["network"] = {"class": "UNet", "arguments": header["network"]}
         header["denoiser"] = {"class": "EDMDenoiser", "sigma_data": header["sigma_data"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -83,6 +84,31 @@ def test_missing_and_unexpected_weights_are_named(path: Path) -> None:
     save_file(weights, path, metadata=metadata)
     with pytest.raises(ValueError, match=r"missing \['stem.bias'\], unexpected \['extra'\]"):
         load_prior(path)
+
+
+def test_headers_are_not_trusted(path: Path) -> None:
+    from safetensors import safe_open
+
+    weights = load_file(path)
+    with safe_open(path, "pt") as f:
+        header = json.loads(f.metadata()["invdiff"])
+    part = {"class": "UNet", "arguments": header["network"]}
+    new = header | {"network": part, "denoiser": {"class": "EDMDenoiser", "sigma_data": 0.5}}
+    for version, change, match in (
+        (1, {"network": {"depth": 3}}, "unexpected keyword argument|header that cannot be read"),
+        (1, {"info": {"colour": 1}}, "header that cannot be read"),
+        (2, {"denoiser": {"class": "os.system"}}, "unknown denoiser 'os.system'"),
+        (2, {"network": part | {"class": "os.system"}}, "Unknown network 'os.system'"),
+    ):
+        metadata = {
+            "format": f"invdiff-prior-{version}",
+            "invdiff": json.dumps((header if version == 1 else new) | change),
+        }
+        save_file(weights, path, metadata=metadata)
+        with pytest.raises((ValueError, TypeError), match=match):
+            load_prior(path)
+    save_file(weights, path, metadata={"format": "invdiff-prior-2", "invdiff": json.dumps(new)})
+    assert load_prior(path).shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize("name", ["ct-128", "brain-mri-128"])

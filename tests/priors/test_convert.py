@@ -180,6 +180,34 @@ def test_a_damaged_pickle_is_refused(tmp_path: Path) -> None:
         pickles.unpickle(source, tmp_path / "o.pt")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_training_files_with_objects_beside_the_weights(
+    tmp_path: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    # as Lightning writes them: callbacks by their class, configurations as objects
+    module = types.ModuleType("lightning_callbacks")
+
+    class Callback:
+        __module__, __qualname__ = "lightning_callbacks", "Callback"
+
+        def __init__(self) -> None:
+            self.best = 3
+
+    module.Callback = Callback  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lightning_callbacks", module)
+    source, out = tmp_path / "model.ckpt", tmp_path / "model.safetensors"
+    content = {"ema": dict(net.state_dict()), "callbacks": {Callback: {"best": 1}}, "hyper_parameters": Callback()}
+    torch.save(content, source, _use_new_zipfile_serialization=zipped)
+    monkeypatch.delitem(sys.modules, "lightning_callbacks")
+    in_this_process(monkeypatch)
+    assert "--i-trust-this-file" in refused("convert", str(source), str(out))
+    run("convert", str(source), str(out), "--i-trust-this-file")
+    x = network_input(1, 16)
+    plain = tmp_path / "plain.pt"
+    torch.save(net.state_dict(), plain)
+    assert torch.equal(load_prior(out)(x, 0.9), load_prior(plain)(x, 0.9))
+
+
 def test_an_unknown_wrapper_is_named(tmp_path: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     in_this_process(monkeypatch)
     source = tmp_path / "i.pkl"

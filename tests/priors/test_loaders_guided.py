@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,19 @@ def test_network_of_ffhq_against_deepinv(tmp_path: Path) -> None:
     y = prior.module.net(network_input(3, reference["size"]), torch.tensor(reference["labels"]))
     expected = torch.tensor(reference["output"])
     torch.testing.assert_close(y[..., ::4, ::4].flatten(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_inversebench_wraps_it_for_the_continuous_process(saved: tuple[Any, Path]) -> None:
+    model, path = saved
+    weights = torch.load(path, weights_only=True)
+    torch.save({"ema": {f"model.{k}": v for k, v in weights.items()}, "net": {}}, path)
+    prior = load_prior(path, size=16, head_channels=32)
+    assert (prior.shape, prior.info.details["denoiser"]) == ((1, 16, 16), "VPDenoiser")
+    x, s = network_input(1, 16), 0.6
+    # Karras et al. 2022, table 1: sigma = sqrt(exp(19.9 t^2 / 2 + 0.1 t) - 1), label 999 t
+    t = (math.sqrt(0.1**2 + 2 * 19.9 * math.log(1 + s**2)) - 0.1) / 19.9
+    eps = model(x / math.hypot(1, s), torch.tensor(999 * t)).sample[:, :1]
+    torch.testing.assert_close(prior(x, s), x - s * eps, rtol=1e-5, atol=1e-5)
 
 
 class TestRefused:

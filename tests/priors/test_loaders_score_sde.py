@@ -41,6 +41,13 @@ def test_network_against_deepinv(path: Path) -> None:
     torch.testing.assert_close(y[..., ::4, ::4].flatten(), torch.tensor(REFERENCE["output"]), rtol=1e-5, atol=1e-5)
 
 
+def test_files_of_torch_before_1_6(path: Path) -> None:
+    old = path.with_name("old.pth")
+    torch.save(checkpoint(), old, _use_new_zipfile_serialization=False)
+    x = network_input(2, 16)
+    assert torch.equal(load_prior(old, size=16)(x, 1.0), load_prior(path, size=16)(x, 1.0))
+
+
 def test_denoiser_is_tweedie_in_the_units_of_the_data(path: Path) -> None:
     prior = load_prior(path, size=16)
     assert (prior.shape, prior.sigma_min, prior.sigma_max) == ((2, 16, 16), 0.02, 756.0)
