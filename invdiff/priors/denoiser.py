@@ -185,8 +185,7 @@ class NetworkPrior(Prior):
             bfloat16: matrix products and convolutions in bfloat16 (autocast). The preconditioning stays in float32,
                 and so does the convolution that reads the image: the eight significant bits of bfloat16 would add
                 noise of about 0.002 to it, which at low noise levels costs up to 0.08 dB.
-            compiled: through ``torch.compile``: the first call at each shape takes about a minute. Not for algorithms
-                that differentiate by ``torch.func``.
+            compiled: through ``torch.compile``: the first call at each shape takes about a minute.
         """
         if channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -152,6 +152,11 @@ class LatentPrior(Prior):
         denoiser = self.denoiser.to(device=device)  # type: ignore[attr-defined]
         return LatentPrior(self.encoder, self.decoder, denoiser, image_shape=self.image_shape, info=self.info)
 
+    def fast(self, **options: bool) -> LatentPrior:
+        """The same prior with its denoiser run in another way (:meth:`NetworkPrior.fast`); encoder and decoder stay."""
+        denoiser = self.denoiser.fast(**options)  # type: ignore[attr-defined]
+        return LatentPrior(self.encoder, self.decoder, denoiser, image_shape=self.image_shape, info=self.info)
+
     def __repr__(self) -> str:
         sigmas = f"sigma=[{self.sigma_min:g}, {self.sigma_max:g}]"
         return f"LatentPrior({self.info.name!r}, shape={self.shape}, image_shape={self.image_shape}, {sigmas})"

@@ -112,12 +112,17 @@ def test_old_folders_keep_everything_in_one_place_and_name_attention_otherwise(t
 
 
 def test_variance_exploding(tmp_path: Path) -> None:
-    # data in [0, 1]: the network sees sigma / 2 of ours
-    model = randomise(diffusers.UNet2DModel(**UNET, time_embedding_type="fourier", center_input_sample=True))
+    # data in [0, 1]: the network sees sigma / 2 of ours; NCSN++ with skip inputs and outputs, as google/ncsnpp-*
+    config = UNET | {
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"), "norm_eps": 1e-6,
+        "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"), "in_channels": 3, "out_channels": 3,
+        "time_embedding_type": "fourier", "center_input_sample": True,
+    }  # fmt: skip
+    model = randomise(diffusers.UNet2DModel(**config))
     write(tmp_path, diffusers.ScoreSdeVeScheduler(sigma_max=100.0), model)
     prior = load_prior(tmp_path)
     assert (prior.sigma_min, prior.sigma_max) == (0.02, 200.0)
-    x = images((2, 16, 16))
+    x = images((3, 16, 16))
     s = SIGMA[:, None, None, None] / 2
     v = (x + 1) / 2
     clean = v + s**2 * model(v, SIGMA / 2).sample  # Tweedie, from the score

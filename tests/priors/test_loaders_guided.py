@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from invdiff.priors import NetworkPrior, load_prior
+from invdiff.priors.adm import ADMUNet, adm_arguments
 
 from .layouts import guided_diffusion_names, network_input, random_weights, randomise
 
@@ -58,6 +59,23 @@ def test_denoiser_against_the_network_of_diffusers(saved: tuple[Any, Path]) -> N
         x = (1 + s) * network_input(1, 16)
         eps = model(x * alphas_bar[t].sqrt().float(), t).sample[:, :1]  # the second channel is a learned variance
         torch.testing.assert_close(prior(x, s), x - s * eps, rtol=1e-5, atol=1e-5 * float(1 + s))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_arguments_of_the_published_networks_follow_from_their_weights(large: bool) -> None:
+    # the arguments as the releases of DPS state them, against the shapes of deepinv's networks; no memory is taken
+    models = pytest.importorskip("deepinv", reason="needs the extra 'deepinv'").models
+    with torch.device("meta"):
+        weights = models.DiffUNet(pretrained=None, large_model=large).state_dict()
+        weights = {k: v for k, v in weights.items() if "alphas_cumprod" not in k}
+        got = adm_arguments(weights, 64)
+        own = ADMUNet(**got).state_dict()
+    assert got == {
+        "in_channels": 3, "out_channels": 6, "model_channels": 256 if large else 128, "n_blocks": 2 if large else 1,
+        "channel_mult": [1, 1, 2, 2, 4, 4], "attention": [3, 4, 5] if large else [4], "head_channels": 64,
+        "scale_shift": True, "residual_resampling": True,
+    }  # fmt: skip
+    assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in weights.items()}
 
 
 @pytest.mark.slow
