@@ -301,7 +301,8 @@ def _export_nifti(p: Any, stem: str, suffix: str) -> dict[str, bytes]:
 
 def posterior_affine(p: Any) -> np.ndarray:
     """The 4 x 4 affine from the index (x, y, z) to mm: the metadata's "affine"; else a grid centred on the origin, row
-    0 at the largest y, with the metadata's "voxel_size_mm" (x, y, z) or "pixel_size_mm", or voxels of 1 mm."""
+    0 at the largest y, with the metadata's "voxel_size_mm" (x, y, z), or "pixel_size_mm", or "pixel_size_x_mm" and
+    "pixel_size_y_mm", or voxels of 1 mm."""
     given = p.metadata.get("affine")
     if given is not None:
         affine = np.asarray(given, dtype=np.float64)
@@ -309,7 +310,8 @@ def posterior_affine(p: Any) -> np.ndarray:
             raise ValueError(f"The metadata's affine must be 4 x 4 finite numbers, got {given!r}.")
         return affine
     size = np.ones(3)
-    known = p.metadata.get("voxel_size_mm", p.metadata.get("pixel_size_mm", 1.0))
+    sides = tuple(p.metadata.get(f"pixel_size_{axis}_mm", 1.0) for axis in "xy")
+    known = p.metadata.get("voxel_size_mm", p.metadata.get("pixel_size_mm", sides))
     if not isinstance(known, str):
         size[: 3 if np.size(known) == 3 else 2] = known
     sign = np.array([1.0, -1.0, 1.0])

@@ -201,24 +201,34 @@ def saved(folder: Path) -> Path:
     return folder / "m.h5"
 
 
-def ultrasound(name: str, file: str) -> Callable[[Path], Path]:
-    """The writers of the plane-wave formats, from their own test file."""
-
-    def write(folder: Path) -> Path:
-        return Path(getattr(_ultrasound_tests(), name)(folder / file))
-
-    return write
-
-
 @functools.cache
-def _ultrasound_tests() -> Any:
-    path = Path(__file__).with_name("test_ultrasound_files.py")
-    spec = importlib.util.spec_from_file_location("ultrasound_writers", path)
+def _tests(name: str) -> Any:
+    """The module of another test file, for the writers in it."""
+    spec = importlib.util.spec_from_file_location(f"writers_of_{name}", Path(__file__).with_name(f"test_{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def ultrasound(name: str, file: str) -> Callable[[Path], Path]:
+    """A writer of the plane-wave formats, from their own tests."""
+    return lambda folder: Path(getattr(_tests("ultrasound_files"), name)(folder / file))
+
+
+def fastmri(folder: Path) -> Path:
+    return Path(_tests("mri_formats").fastmri(folder / "file.h5"))
+
+
+def ismrmrd(folder: Path) -> Path:
+    mri = _tests("mri_formats")
+    return Path(mri.ismrmrd(folder / "scan.h5", mri.all_slices(mri.raw()[:1])))
+
+
+def bart(folder: Path) -> Path:
+    mri = _tests("mri_formats")
+    return Path(mri.bart(folder / "k.cfl", mri.raw()[:1, :, ::2].transpose(3, 2, 1, 0)[:, :, None]))
 
 
 PLANE_WAVES = {"image_shape": (16, 16), "depth": (6.0, 10.0)}
@@ -238,6 +248,9 @@ FIXTURES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "DICOM-CT-PD": (ct_pd, {"image_shape": (16, 16)}),
     "DICOM": (dicom, {}),
     "npy + toml": (npy_toml, {}),
+    "fastMRI": (fastmri, {}),
+    "ISMRMRD": (ismrmrd, {}),
+    "BART": (bart, {}),
 }
 
 
