@@ -54,8 +54,8 @@ def ellipse_image(ellipses: np.ndarray, shape: tuple[int, int], pixel_size: floa
     )
     x, y = fine.pixel_centres()
     image = np.zeros((ny * k, nx * k))
-    for value, *parameters in ellipses:
-        u, v = _in_frame(np.broadcast_to(x, image.shape), np.broadcast_to(y[:, None], image.shape), *parameters)
+    for value, *parameters in np.asarray(ellipses).tolist():
+        u, v = _in_frame(np.broadcast_to(x, image.shape), np.broadcast_to(y[:, None], image.shape), parameters)
         image[u * u + v * v <= 1] += value
     return torch.from_numpy(image.reshape(ny, k, nx, k).mean((1, 3))).float()[None]
 
@@ -72,16 +72,17 @@ def ellipse_sinogram(ellipses: np.ndarray, geometry: Geometry, *, supersampling:
     """
     origins, directions = geometry.rays(supersampling)
     integrals = np.zeros(origins.shape[:2])
-    for value, *parameters in ellipses:
-        q = _in_frame(origins[..., 0], origins[..., 1], *parameters)
-        e = _in_frame(directions[..., 0], directions[..., 1], *parameters[:2], 0.0, 0.0, parameters[4])
+    for value, *parameters in np.asarray(ellipses).tolist():
+        q = _in_frame(origins[..., 0], origins[..., 1], parameters)
+        e = _in_frame(directions[..., 0], directions[..., 1], [*parameters[:2], 0.0, 0.0, parameters[4]])
         qe, ee, qq = q[0] * e[0] + q[1] * e[1], e[0] ** 2 + e[1] ** 2, q[0] ** 2 + q[1] ** 2
         integrals += value * 2 * np.sqrt(np.clip(qe**2 - ee * (qq - 1), 0, None)) / ee
     return torch.from_numpy(integrals.reshape(len(integrals), -1, supersampling).mean(-1)).float()[None]
 
 
-def _in_frame(x: np.ndarray, y: np.ndarray, a: float, b: float, x0: float, y0: float, turn: float) -> tuple:
+def _in_frame(x: np.ndarray, y: np.ndarray, parameters: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates in which the ellipse is the unit circle."""
+    a, b, x0, y0, turn = parameters
     c, s = math.cos(turn), math.sin(turn)
     return (c * (x - x0) + s * (y - y0)) / a, (c * (y - y0) - s * (x - x0)) / b
 
@@ -94,7 +95,7 @@ class _Phantoms(Dataset):
             raise ValueError(
                 f"Expected n >= 1, a shape of 8 x 8 or more and pixel_size > 0, got {n}, {shape}, {pixel_size}."
             )
-        self.n, self.shape, self.pixel_size, self.seed = n, tuple(shape), pixel_size, seed
+        self.n, self.shape, self.pixel_size, self.seed = n, (int(shape[0]), int(shape[1])), pixel_size, seed
 
     def __len__(self) -> int:
         return self.n
@@ -213,7 +214,7 @@ class BrainLike(_Phantoms):
     @property
     def maps(self) -> Tensor:
         """Birdcage coil sensitivities, (n_coils, y, x) complex."""
-        return birdcage_maps(self.n_coils, (self.shape[0], self.shape[1]))
+        return birdcage_maps(self.n_coils, self.shape)
 
     def tissues(self, index: int) -> dict[str, Tensor]:
         """The share of each tissue in every pixel, (y, x); together at most 1."""

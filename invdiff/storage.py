@@ -135,9 +135,21 @@ def _check_hdf5(f: h5py.File, path: Path) -> None:
             elif isinstance(item, h5py.Dataset):
                 if item.external or item.is_virtual:
                     raise ValueError(f"{path.name}: {item.name} keeps its data in another file; that is refused.")
+                if not _sound(item.dtype):
+                    raise ValueError(f"{path.name}: the type of {item.name} is damaged: its fields overlap.")
                 chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
                 stored = min(item.id.get_storage_size(), size)
                 check_claim(f"{path.name}: {item.name}", max((item.size or 0) * item.dtype.itemsize, chunk), stored)
+
+
+def _sound(dtype: np.dtype) -> bool:
+    """Whether the fields of a compound type lie side by side; HDF5 overruns its buffers where they do not."""
+    end = 0
+    for part, offset in sorted((field[:2] for field in (dtype.fields or {}).values()), key=lambda field: field[1]):
+        if offset < end or not _sound(part.base):
+            return False
+        end = offset + part.itemsize
+    return end <= dtype.itemsize
 
 
 def check_claim(what: str, claimed: int, stored: int) -> None:

@@ -57,3 +57,18 @@ def test_arrays_are_checked_before_they_are_read(tmp_path: Path) -> None:
         ):  # fmt: skip
             with pytest.raises(ValueError, match=message):
                 array(f, key, **kwargs)
+
+
+def test_a_compound_type_with_overlapping_fields_is_refused(tmp_path: Path) -> None:
+    """As a damaged file may hold; reading one corrupts memory inside HDF5, so the check must come before."""
+    from invdiff.storage import _sound
+
+    def compound(offsets: list[int], itemsize: int, formats: tuple = ("<f8", "<f4")) -> np.dtype:
+        return np.dtype({"names": ["r", "i"], "formats": list(formats), "offsets": offsets, "itemsize": itemsize})
+
+    assert _sound(np.dtype("f4"))
+    assert _sound(compound([0, 8], 12))
+    assert _sound(compound([4, 0], 16, ("<f8", "<f4")))
+    assert not _sound(compound([0, 4], 12))
+    nested = np.dtype([("a", "i4"), ("b", compound([0, 4], 12), (2,))])
+    assert not _sound(nested)
