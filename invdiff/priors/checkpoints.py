@@ -26,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ from invdiff.priors.denoiser import (
     PriorInfo,
     Rescaled,
     ScoreDenoiser,
+    VarianceDenoiser,
     VEDenoiser,
     VPDenoiser,
 )
@@ -45,6 +47,7 @@ from invdiff.priors.edm import DhariwalUNet, SongUNet
 from invdiff.priors.hub import SCHEME, fetch
 from invdiff.priors.latent import LatentPrior
 from invdiff.priors.networks import UNet
+from invdiff.priors.zea import ZeaUNet
 
 ZOO = Path(__file__).parent / "zoo"
 _AUTOENCODER = "autoencoder."
@@ -52,11 +55,12 @@ _OLD, _NEW = "invdiff-prior-1", "invdiff-prior-2"  # the first: UNet and EDMDeno
 
 # Classes that a checkpoint may name; those of diffusers are in loaders_diffusers.
 NETWORKS: dict[str, type[nn.Module]] = {
-    "UNet": UNet, "ADMUNet": ADMUNet, "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "Autoencoder": Autoencoder,
+    "UNet": UNet, "ADMUNet": ADMUNet, "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "ZeaUNet": ZeaUNet,
+    "Autoencoder": Autoencoder,
 }  # fmt: skip
 DENOISERS: dict[str, type[nn.Module]] = {
     "EDMDenoiser": EDMDenoiser, "DDPMDenoiser": DDPMDenoiser, "VPDenoiser": VPDenoiser, "VEDenoiser": VEDenoiser,
-    "ScoreDenoiser": ScoreDenoiser,
+    "ScoreDenoiser": ScoreDenoiser, "VarianceDenoiser": VarianceDenoiser,
 }  # fmt: skip
 
 
@@ -256,10 +260,12 @@ class File:
         if start[8:9] == b"{" or path.suffix == ".safetensors":
             tensors, metadata = read_safetensors(path)
             return cls(path, tensors, metadata)
+        if path.suffix == ".npz":
+            return cls(path, read_numpy(path))
         if start.startswith((b"PK\x03\x04", b"\x80")):
             return cls(path, _unpickled(path) if trusted else read_torch(path))
         raise ValueError(
-            f"A prior is a .safetensors file, a torch file or a folder of diffusers; {path.name} is none of them."
+            f"A prior is a .safetensors file, a torch file, an .npz file or a folder of diffusers; {path.name} is none."
         )
 
     def sha256(self) -> str:
@@ -319,6 +325,15 @@ def read_torch(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_numpy(path: Path) -> dict[str, Tensor]:
+    """The arrays of an .npz file, without objects. Raises ValueError on a damaged file."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {k: torch.from_numpy(np.array(arrays[k])) for k in arrays.files}
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name} is not a readable file of numpy arrays ({error}).") from None
+
+
 def tensors(content: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
     """The tensors whose names start with ``prefix``, without it."""
     return {
@@ -335,6 +350,7 @@ def formats() -> dict[str, ModuleType]:
         loaders_ldm,
         loaders_own,
         loaders_score_sde,
+        loaders_zea,
     )
 
     return {
@@ -344,6 +360,7 @@ def formats() -> dict[str, ModuleType]:
         "score_sde": loaders_score_sde,
         "CompVis latent diffusion": loaders_ldm,
         "EDM, InverseBench": loaders_edm,
+        "zea, exported to numpy": loaders_zea,
     }
 
 
@@ -382,9 +399,9 @@ def load_prior(
     """A shipped prior by name (``invdiff list`` shows them), or one from a file, recognised by its content.
 
     Nothing in a file is executed. Known are safetensors files of this package, folders of diffusers, and checkpoints
-    of guided-diffusion, score_sde, latent diffusion (CompVis), EDM and InverseBench. Published files often leave out
-    what the prior was trained on; state it by ``info``. An address ``hf://owner/name@commit`` is looked up in the local
-    cache of huggingface_hub (:func:`invdiff.priors.hub.fetch`).
+    of guided-diffusion, score_sde, latent diffusion (CompVis), EDM, InverseBench and zea. Published files often leave
+    out what the prior was trained on; state it by ``info``. An address ``hf://owner/name@commit`` is looked up in the
+    local cache of huggingface_hub (:func:`invdiff.priors.hub.fetch`).
 
     Args:
         info: replaces what the file says, but for the digest.

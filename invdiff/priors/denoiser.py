@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from invdiff.measurement import Measurement
-from invdiff.priors.schedules import ContinuousVP, DiscreteSchedule
+from invdiff.priors.schedules import ContinuousVP, DiscreteSchedule, NoiseVariance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +255,7 @@ class DDPMDenoiser(nn.Module):
         prediction: what it was trained to predict, a key of :data:`PREDICTIONS`.
     """
 
-    schedule: DiscreteSchedule | ContinuousVP
+    schedule: DiscreteSchedule | ContinuousVP | NoiseVariance
 
     def __init__(self, net: nn.Module, betas: Tensor | Sequence[float], prediction: str = "epsilon") -> None:
         super().__init__()
@@ -281,6 +281,18 @@ class VPDenoiser(DDPMDenoiser):
     def __init__(self, net: nn.Module, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 999) -> None:
         nn.Module.__init__(self)
         self.net, self.schedule, self.prediction = net, ContinuousVP(beta_d, beta_min, steps), "epsilon"
+
+
+class VarianceDenoiser(DDPMDenoiser):
+    """An eps-predicting network that is told the variance of the noise in its input, ``s^2 / (1 + s^2)``.
+
+    Args:
+        net: ``eps(v, variance)``.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.net, self.schedule, self.prediction = net, NoiseVariance(), "epsilon"
 
 
 class VEDenoiser(nn.Module):

@@ -72,6 +72,15 @@ class ContinuousVP:
         return self.steps * ((self.beta_min**2 + 2 * self.beta_d * log).sqrt() - self.beta_min) / self.beta_d
 
 
+class NoiseVariance:
+    """The noise level by the variance of the noise in a variance-preserving state, ``sigma^2 / (1 + sigma^2)``."""
+
+    def index(self, sigma: Tensor) -> Tensor:
+        """That variance for each ``sigma``, float64."""
+        s2 = sigma.to(torch.float64).square()
+        return s2 / (1 + s2)
+
+
 def ddpm_sigmas(n: int) -> list[float]:
     """``n`` levels of the linear DDPM schedule, evenly spaced in its 1000 steps, from 157 down to 0.01, then 0."""
     schedule = DiscreteSchedule(linear_betas(1000))

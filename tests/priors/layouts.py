@@ -25,6 +25,8 @@ def random_weights(shapes: Mapping[str, Sequence[int]], std: float = 0.05) -> di
     for name, shape in shapes.items():
         g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         weights[name] = std * torch.randn(tuple(shape), generator=g)
+        if name.endswith("variance"):
+            weights[name] = 0.5 + weights[name].abs()
         if name.endswith("resample_filter"):
             f = torch.tensor([1.0, 1.0] if shape[-1] == 2 else [1.0, 3.0, 3.0, 1.0])
             weights[name] = (torch.outer(f, f) / f.sum() ** 2)[None, None]

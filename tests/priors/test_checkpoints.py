@@ -62,7 +62,7 @@ def test_wrong_files_are_refused(path: Path) -> None:
     objects.write_bytes(pickle.dumps({"ema": PriorInfo(name="an object")}))
     with pytest.raises(ValueError, match=r"Pickles are not loaded.*convert objects.pkl.*--i-trust-this-file"):
         load_prior(objects)
-    with pytest.raises(ValueError, match="a torch file or a folder of diffusers; test_checkpoints.py is none"):
+    with pytest.raises(ValueError, match="an .npz file or a folder of diffusers; test_checkpoints.py is none"):
         load_prior(Path(__file__))
     truncated = path.with_name("t.safetensors")
     truncated.write_bytes(path.read_bytes()[:1000])
