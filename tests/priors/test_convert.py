@@ -60,6 +60,7 @@ def test_a_converted_checkpoint_is_the_same_prior(tmp_path: Path, net: nn.Module
     assert "exists. Choose another name" in refused("convert", source, out)
     run("convert", source, out, "--overwrite")
     assert ".safetensors" in refused("convert", source, str(tmp_path / "x.pt"))
+    assert "0.004 to 160" in run("info", source, "--set", "data_range=[0,1]")
     assert "no option colour; it has preconditioning" in refused("info", source, "--set", "colour=1")
 
 
