@@ -28,12 +28,12 @@ def patches(n: int) -> torch.Tensor:
 
 
 net = UNet2DModel(
-    sample_size=64, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(32, 64), norm_num_groups=8,
+    sample_size=64, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(24, 48), norm_num_groups=8,
     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), add_attention=False,
 )  # fmt: skip
 schedule = DDPMScheduler(num_train_timesteps=1000)
 optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-for _ in tqdm(range(500)):
+for _ in tqdm(range(300)):
     x, t = patches(16), torch.randint(1000, (16,))
     eps = torch.randn_like(x)
     loss = F.mse_loss(net(schedule.add_noise(x, eps, t), t).sample, eps)
