@@ -158,7 +158,7 @@ def test_adjoint_passes_the_dot_test_in_single_precision(name: str) -> None:
     x, y = inputs(A, dtype=torch.float32)
     Ax, AHy = A(x), A.H(y)
     scale = float(torch.linalg.vector_norm(Ax) * torch.linalg.vector_norm(y))
-    assert abs(float(dot(Ax, y).double() - dot(x, AHy).double())) < 1e-5 * scale
+    assert abs(float(dot(Ax, y).double() - dot(x, AHy).double())) < 1e-6 * scale
 
 
 def test_is_linear(A: LinearOperator) -> None:
@@ -177,6 +177,11 @@ def test_backward_of_the_adjoint_is_the_forward(A: LinearOperator) -> None:
     x, v = inputs(A)
     _, pull = torch.func.vjp(A.H, v)
     torch.testing.assert_close(pull(x)[0], A(x))
+
+
+def test_gradients_are_those_of_finite_differences(A: LinearOperator) -> None:
+    x = rand((1, *A.in_shape), A.in_complex, 1).requires_grad_(True)
+    assert torch.autograd.gradcheck(A, x, fast_mode=True)
 
 
 def test_jvp_is_the_forward(A: LinearOperator) -> None:
