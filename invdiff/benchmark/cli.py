@@ -107,7 +107,7 @@ def _executor(workers: int | None, scheduler: str | None, slurm: Path | None, th
 
     from invdiff.benchmark import engine
 
-    if workers is scheduler is slurm is None:
+    if workers is None and scheduler is None and slurm is None:
         return contextlib.nullcontext(engine.serial)
     from invdiff.benchmark import cluster
 
@@ -115,6 +115,7 @@ def _executor(workers: int | None, scheduler: str | None, slurm: Path | None, th
         return cluster.connect(scheduler)
     if slurm is not None:
         return cluster.slurm(slurm, threads=threads)
+    assert workers is not None
     return cluster.local(workers, threads=threads, device=device)
 
 
@@ -190,9 +191,10 @@ def show(key: Annotated[str, typer.Argument(help="A task's key, or its first dig
     elif failure is not None:
         section("labels", failure["labels"])
         section("task", failure["spec"])
-        for n, error in enumerate(failure["errors"], 1):
-            console.print(f"[bold]attempt {n}[/], {error['time']} on {error['host']}", highlight=False)
-            console.print(f"{error['kind']}: {error['message']}\n{error['traceback']}", highlight=False, markup=False)
+        for n, attempt in enumerate(failure["errors"], 1):
+            console.print(f"[bold]attempt {n}[/], {attempt['time']} on {attempt['host']}", highlight=False)
+            text = f"{attempt['kind']}: {attempt['message']}\n{attempt['traceback']}"
+            console.print(text, highlight=False, markup=False)
 
 
 @app.command()

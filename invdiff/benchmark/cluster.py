@@ -13,7 +13,9 @@ import contextlib
 import inspect
 import logging
 import queue
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +32,12 @@ else:
     import tomli as tomllib
 
 RESUBMIT = 20  # times that the scheduler may give a task up because workers died around it
+PATIENCE = 60  # seconds without workers after which that is said
 LOST = 30.0  # seconds without the scheduler, after which the run ends
 
 # A worker that dies is nobody's fault but the running task's, and that is counted by the task's mark in the store. A
 # worker that is busy in compiled code for long is not dead.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 10**6,
     "distributed.scheduler.worker-ttl": None,
     "distributed.worker.memory.target": False,
@@ -45,6 +48,9 @@ CONFIG = {
     "distributed.worker.http.routes": [],
     "distributed.admin.tick.limit": "1h",
 }
+
+
+logger = logging.getLogger("invdiff")
 
 
 class LostError(ConnectionError):
@@ -139,8 +145,22 @@ def slurm(path: Path, *, threads: int = 1) -> Iterator[Executor]:
         SLURMCluster(**settings, silence_logs="error") as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
-        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # jobs that end are replaced
+        _try_submission(cluster.job_script())
+        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs, interval="30s")  # jobs that end are replaced
         yield over(client)
+
+
+def _try_submission(script: str) -> None:
+    """Have Slurm check a job script. Raises ValueError with what it says."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as f:
+        f.write(script)
+        f.flush()
+        try:
+            said = subprocess.run(["sbatch", "--test-only", f.name], capture_output=True, text=True)
+        except FileNotFoundError:
+            raise ValueError("There is no Slurm here: the command sbatch was not found.") from None
+    if said.returncode:
+        raise ValueError(f"Slurm refuses the job: {' '.join(said.stderr.split())}")
 
 
 def over(client: Any) -> Executor:
@@ -150,12 +170,18 @@ def over(client: Any) -> Executor:
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         flying: dict[str, tuple[Task, Any]] = {}
         times: collections.Counter[str] = collections.Counter()
-        store, window, looked, answered = Store(work.store), 1, 0.0, time.monotonic()
+        store, window, looked, answered, told = Store(work.store), 1, 0.0, time.monotonic(), time.monotonic()
         try:
             while waiting or flying:
                 if time.monotonic() - looked > 1:
                     if client.status == "running":
-                        window, answered = max(1, 2 * _workers(client)), time.monotonic()
+                        n, answered = _workers(client), time.monotonic()
+                        window = max(1, 2 * n)
+                        if n:
+                            told = answered
+                        elif answered - told > PATIENCE:
+                            told = answered
+                            logger.warning("No dask worker for %d s; waiting for one.", PATIENCE)
                     elif time.monotonic() - answered > LOST or client.status in ("closed", "closing"):
                         raise _lost()
                     yield from _stop_hanging(client, store, work, flying)

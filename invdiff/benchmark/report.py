@@ -240,21 +240,20 @@ def _section(problem: str, methods: Mapping[str, Group], colors: Mapping[str, st
 def _pareto(methods: Mapping[str, Group], colors: Mapping[str, str], axis: str, label: str) -> str:
     """Quality against cost; the line joins what no other method beats in both."""
     points = [
-        (statistics.mean(x), statistics.mean(y), m)
+        (math.log10(statistics.mean(x)), statistics.mean(y), m)
         for m, g in methods.items()
         if (x := g.values(axis)) and (y := g.values("psnr")) and statistics.mean(x) > 0
     ]
     if len(points) < 2:
         return ""
-    plot = _Plot([math.log10(x) for x, _, _ in points], [y for _, y, _ in points], label, "PSNR of the mean, dB")
-    front, top = [], -math.inf
-    for x, y, _ in sorted(points, key=lambda p: (p[0], -p[1])):
-        if y > top:
-            front.append((math.log10(x), y))
-            top = y
+    plot = _Plot([p[0] for p in points], [p[1] for p in points], label, "PSNR of the mean, dB")
+    front: list[tuple[float, float]] = []
+    for log_cost, quality, _ in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or quality > front[-1][1]:
+            front.append((log_cost, quality))
     plot.line(front, "#999", dashed=True)
-    for x, y, m in points:
-        plot.dot(math.log10(x), y, colors[m], f"{m}: {y:.2f} dB, {x:.3g} {label}")
+    for log_cost, quality, m in points:
+        plot.dot(log_cost, quality, colors[m], f"{m}: {quality:.2f} dB, {10**log_cost:.3g} {label}")
     return plot.svg(log=True)
 
 
