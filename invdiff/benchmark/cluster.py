@@ -189,7 +189,8 @@ def over(client: Any) -> Executor:
                 while waiting and len(flying) < window:
                     task = waiting.popleft()
                     times[task.key] += 1
-                    key = task.key if times[task.key] == 1 else f"{task.key}-{times[task.key]}"
+                    # dask keeps statistics for whatever stands before the first "-": without it, for each task
+                    key = f"invdiff-{task.key}" + (f"-{times[task.key]}" if times[task.key] > 1 else "")
                     arguments = (work, task.key, task.spec.to_json(), dict(task.labels))
                     future = client.submit(run_task, *arguments, key=key, pure=False)
                     flying[key] = task, future
