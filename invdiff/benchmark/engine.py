@@ -473,7 +473,7 @@ def run(
             summary.total += 1
             if store.has(task.key):
                 try:
-                    store.read(task.key)
+                    store.check(task.key)
                     summary.stored += 1
                     continue
                 except DamagedError:

@@ -170,22 +170,31 @@ class Store:
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
 
+    def check(self, key: str) -> dict[str, Any]:
+        """See that a result's files have the sizes they were written with; returns its ``env``. Raises DamagedError."""
+        folder = self.folder(key)
+        try:
+            env = _json(folder / "env.json")
+            for name in {*FILES, *env["files"]}:
+                if (size := os.stat(folder / name).st_size) != env["files"][name]:
+                    raise ValueError(f"{name} has {size} bytes, expected {env['files'][name]}")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _damaged(folder, error) from None
+        return env
+
     def read(self, key: str) -> Result:
         """A result's numbers. Raises KeyError if there is none, DamagedError if it does not read."""
         folder = self.folder(key)
         if not folder.is_dir():
             raise KeyError(f"No result {key} in {self.path}.")
+        env = self.check(key)
         try:
-            env = _json(folder / "env.json")
-            for name in {*FILES, *env["files"]}:
-                if (size := (folder / name).stat().st_size) != env["files"][name]:
-                    raise ValueError(f"{name} has {size} bytes, expected {env['files'][name]}")
             text, metrics = _json(folder / "spec.json"), _json(folder / "metrics.json")
             spec = TaskSpec.from_json(json.dumps(text["spec"]))
             if spec.key != key:
                 raise ValueError(f"its spec.json belongs to {spec.key}")
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DamagedError(f"The result {folder} is damaged: {error!s}. 'bench run' computes it again.") from None
+            raise _damaged(folder, error) from None
         return Result(key=key, spec=spec, labels=text["labels"], metrics=metrics, env=env)
 
     def arrays(self, key: str) -> dict[str, Tensor]:
@@ -366,6 +375,10 @@ class Store:
             else:
                 why = f"Writing to the store {self.path} failed ({error})"
             raise StoreError(error.errno or 0, f"{why}; what is stored is intact.") from error
+
+
+def _damaged(folder: Path, error: Exception) -> DamagedError:
+    return DamagedError(f"The result {folder} is damaged: {error}. 'bench run' computes it again.")
 
 
 def write_json(path: Path, value: Any) -> None:
