@@ -6,6 +6,7 @@ Arguments annotated as ``Path`` are files, relative to the data folder; their co
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from invdiff.classical import FBP
 from invdiff.datasets.examples import MU_WATER, accelerated_mri, sparse_view_ct
 from invdiff.datasets.files import open as open_file
+from invdiff.datasets.htc import read_htc
 from invdiff.datasets.slices import MODALITIES, axial_slices
 from invdiff.measurement import Measurement
 from invdiff.noise import ComplexGaussianNoise, GaussianNoise, PoissonLogNoise
 from invdiff.operators import (
     CT,
+    BicubicDownsample,
     MultiCoilMRI,
     ParallelBeam,
     RealAsComplex,
@@ -28,6 +32,7 @@ from invdiff.operators import (
     random_mask,
     reflect_blur,
 )
+from invdiff.priors import GaussianPrior, StationaryCovariance
 
 
 def measured(*, path: Path, **options: Any) -> Measurement:
@@ -154,6 +159,60 @@ def deblurring(
     )
 
 
+def super_resolution(
+    *, image: str = "camera", size: int = 128, factor: int = 4, noise: float = 0.02, seed: int = 0
+) -> Measurement:
+    """Antialiased bicubic downsampling and Gaussian noise, of a test image of scikit-image in [0, 1].
+
+    Args:
+        image: its name in ``skimage.data``.
+        size: pixels along each side of the image to find.
+        factor: of the downsampling.
+        noise: standard deviation.
+        seed: of the noise.
+    """
+    x = photograph(image, size)
+    A = BicubicDownsample((1, size, size), factor)
+    return Measurement.simulate(
+        x, A, GaussianNoise(noise), seed=seed, item=image, metadata={"source": f"scikit-image {image}"}
+    )
+
+
+def photographs() -> GaussianPrior:
+    """A prior for 128 x 128 grey photographs in [0, 1]: Gaussian, its power spectrum a power of the frequency.
+
+    The exponent is that of scikit-image's brick, grass, gravel, coffee and moon, the standard deviation (of -1 to 1)
+    their mean. It knows no edges: it is for comparing samplers with each other and with filters.
+    """
+    covariance = StationaryCovariance.power_law((1, 128, 128), std=0.25, exponent=2.05)
+    return GaussianPrior(
+        torch.zeros(1, 128, 128),
+        covariance,
+        name="photographs-128",
+        value_range=(0.0, 1.0),  # type: ignore[arg-type]
+    )
+
+
+def htc_limited_angle(*, path: Path, arc: float = 90.0, start: float = 0.0) -> Measurement:
+    """A part of the turn of a real scan of the Helsinki Tomography Challenge 2022, every half degree.
+
+    The reference is the FBP (Hann) of the full turn, non-negative: the best there is, not the truth. It shares its rays
+    with the data.
+
+    Args:
+        path: of the ``.mat`` file.
+        arc: degrees that are kept.
+        start: where they begin.
+    """
+    m, full = read_htc(path, angles=(start, start + arc)), read_htc(path)
+    reference = FBP(window="hann")(None, full).mean.clamp(min=0)
+    metadata = {**m.metadata, "patient": _stem(path), "reference": "FBP of the full turn"}
+    return replace(m, reference=reference, item=f"{_stem(path)}-{start:g}-{arc:g}", metadata=metadata)
+
+
 PROBLEMS: dict[str, Callable[..., Measurement]] = {
-    f.__name__: f for f in (sparse_view_ct, accelerated_mri, ct_slice, mri_slice, deblurring, measured)
-}
+    f.__name__: f
+    for f in (
+        sparse_view_ct, accelerated_mri, ct_slice, mri_slice, deblurring, super_resolution, htc_limited_angle, measured,
+    )
+}  # fmt: skip

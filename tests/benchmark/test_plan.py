@@ -10,8 +10,11 @@ import pytest
 
 from invdiff.algorithms import ALGORITHMS
 from invdiff.algorithms.configure import configure
+from invdiff.benchmark import Store, run
+from invdiff.benchmark.engine import tasks
 from invdiff.benchmark.plan import Plan, TaskSpec, full_parameters
 from invdiff.benchmark.problems import PROBLEMS
+from invdiff.benchmark.report import write_report
 from invdiff.classical import CLASSICAL
 
 PLANS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml"))
@@ -175,6 +178,26 @@ def test_the_plans_of_this_repository_are_right(path: Path) -> None:
         assert next(Plan.read(path, data=data).cells())
     except FileNotFoundError as error:
         pytest.skip(f"needs data: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PLANS, ids=lambda p: p.stem)
+def test_the_first_item_of_every_problem_is_reconstructed(path: Path, tmp_path: Path) -> None:
+    """By the quick classical methods (not TV); the priors are checked against the problems."""
+    data = Path(__file__).parents[2].parent / "shared" / "data"
+    try:
+        plan = Plan.read(path, data=data)
+    except FileNotFoundError as error:
+        pytest.skip(f"needs data: {error}")
+    problems = [dataclasses.replace(p, items=dict(list(p.items.items())[:1])) for p in plan.problems]
+    small = dataclasses.replace(plan, problems=problems)
+    store = Store(tmp_path / "s", create=True)
+    assert all(task is not None for task in tasks(small, store, data=data))
+    small = dataclasses.replace(small, methods=[m for m in plan.methods if m.point and m.key != "tv"])
+    summary = run(small, store, data=data)
+    assert summary.failed == {}
+    assert summary.done > 0
+    assert write_report(small, store, tmp_path / "report.html", data=data) == summary.done
 
 
 @pytest.mark.parametrize(
