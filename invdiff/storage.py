@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import math
+import mmap
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 FORMAT = "invdiff-measurement-1"
+HEAP = b"GCOL\x01\0\0\0"  # how a global heap of HDF5 begins
 MAX_NUMBERS = 2**20  # in a list that is a constructor argument, such as angles
 SMALL, MAX_RATIO = 2**26, 20  # bytes that may always be allocated; uncompressed over stored size beyond that
 
@@ -119,6 +121,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 def _check_hdf5(f: h5py.File, path: Path) -> None:
     """Raise ValueError for links, data kept elsewhere, and datasets larger than the file can hold."""
     size = path.stat().st_size
+    _check_heaps(path)
     groups: list[h5py.Group] = [f]
     seen: set[object] = set()
     while groups:
@@ -137,9 +140,59 @@ def _check_hdf5(f: h5py.File, path: Path) -> None:
                     raise ValueError(f"{path.name}: {item.name} keeps its data in another file; that is refused.")
                 if not _sound(item.dtype):
                     raise ValueError(f"{path.name}: the type of {item.name} is damaged: its fields overlap.")
+                if item.dtype.hasobject:
+                    _check_lists(item, path)
                 chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
                 stored = min(item.id.get_storage_size(), size)
                 check_claim(f"{path.name}: {item.name}", max((item.size or 0) * item.dtype.itemsize, chunk), stored)
+
+
+def _check_heaps(path: Path) -> None:
+    """Raise OSError where the objects of a global heap, which hold text and lists of variable length, do not follow
+    each other: HDF5 itself goes round for ever in a free space of size 0.
+
+    A heap is "GCOL", version 1, three zero bytes and its size, then objects: index and references (2 bytes each), four
+    bytes, size (8 bytes), content padded to 8; index 0 is the free space, whose size counts its own head."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(HEAP)
+        while start >= 0:
+            end = start + int.from_bytes(content[start + 8 : start + 16], "little")
+            position = start + 16
+            while position + 16 <= min(end, len(content)):
+                index = int.from_bytes(content[position : position + 2], "little")
+                size = int.from_bytes(content[position + 8 : position + 16], "little")
+                position += 16 + -(-size // 8) * 8 if index else size
+                if position > end or (not index and not size):
+                    break
+            if end > len(content) or not end - 16 < position <= end:
+                raise OSError(f"{path.name} is damaged: a heap at byte {start} makes no sense.")
+            start = content.find(HEAP, start + 8)
+
+
+def _check_lists(item: h5py.Dataset, path: Path) -> None:
+    """Raise OSError where a list of variable length claims more entries than the file has bytes; HDF5 would go through
+    them. Each is stored as its length (4 bytes), the address of its heap (8) and its index in it (4)."""
+    kind = item.id.get_type()
+    if kind.get_class() == h5py.h5t.COMPOUND:
+        members = range(kind.get_nmembers())
+        offsets = [kind.get_member_offset(i) for i in members if kind.get_member_class(i) == h5py.h5t.VLEN]
+    else:
+        offsets = [0]
+    where: list[tuple[int, int]] = []
+    if item.chunks is None:
+        where.append((item.id.get_offset() or 0, item.id.get_storage_size()))
+    elif item.compression is None and not item.shuffle:
+        item.id.chunk_iter(lambda chunk: where.append((chunk.byte_offset, chunk.size)))
+    size, step = path.stat().st_size, kind.get_size()
+    with path.open("rb") as file:
+        for offset, n_bytes in where:
+            file.seek(offset)
+            raw = np.frombuffer(file.read(min(n_bytes, size) // step * step), np.uint8).reshape(-1, step)
+            for at in offsets:
+                if len(raw) and int(raw[:, at : at + 4].copy().view("<u4").max()) > size:
+                    raise OSError(
+                        f"{path.name} is damaged: a list in {item.name} claims more entries than the file holds."
+                    )
 
 
 def _sound(dtype: np.dtype) -> bool:

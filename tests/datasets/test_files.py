@@ -72,3 +72,26 @@ def test_a_compound_type_with_overlapping_fields_is_refused(tmp_path: Path) -> N
     assert not _sound(compound([0, 4], 12))
     nested = np.dtype([("a", "i4"), ("b", compound([0, 4], 12), (2,))])
     assert not _sound(nested)
+
+
+@pytest.mark.parametrize("damage", ["free space of size 0", "list of four billion entries"])
+def test_damage_that_hangs_hdf5_is_refused_first(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "lists.h5"
+    with h5py.File(path, "w") as f:
+        lists = f.create_dataset("lists", (3,), h5py.vlen_dtype(np.float32), chunks=(1,))
+        for i in range(3):
+            lists[i] = np.arange(5 + i)
+    with open_hdf5(path) as f:
+        assert f["lists"][2].sum() == 21
+        where = f["lists"].id.get_chunk_info(1).byte_offset
+    content = bytearray(path.read_bytes())
+    if damage.startswith("list"):
+        content[where : where + 4] = b"\xff" * 4
+    else:
+        at = content.index(b"GCOL") + 16
+        while content[at] or content[at + 1]:  # objects, until the free space, whose index is 0
+            at += 16 + -(-int.from_bytes(content[at + 8 : at + 16], "little") // 8) * 8
+        content[at + 8 : at + 16] = bytes(8)
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="makes no sense|longer than the file"), open_hdf5(path) as f:
+        f["lists"][2]
