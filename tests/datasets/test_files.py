@@ -93,5 +93,5 @@ def test_damage_that_hangs_hdf5_is_refused_first(tmp_path: Path, damage: str) ->
             at += 16 + -(-int.from_bytes(content[at + 8 : at + 16], "little") // 8) * 8
         content[at + 8 : at + 16] = bytes(8)
     path.write_bytes(content)
-    with pytest.raises(OSError, match="makes no sense|longer than the file"), open_hdf5(path) as f:
+    with pytest.raises(OSError, match="makes no sense|claims more entries"), open_hdf5(path) as f:
         f["lists"][2]
