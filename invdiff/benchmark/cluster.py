@@ -44,6 +44,7 @@ CONFIG: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
+    "distributed.worker.profile.enabled": False,
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.admin.tick.limit": "1h",
@@ -64,7 +65,6 @@ def local(workers: int, *, threads: int = 1, device: str = "cpu") -> Iterator[Ex
     from distributed.deploy.spec import SpecCluster
 
     n_gpus = torch.cuda.device_count() if device.startswith("cuda") else 0
-    env = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
     options = {
         "host": "127.0.0.1", "nthreads": 1, "memory_limit": _memory() // workers, "dashboard": False,
         "dashboard_address": "127.0.0.1:0", "silence_logs": 50,
@@ -72,7 +72,7 @@ def local(workers: int, *, threads: int = 1, device: str = "cpu") -> Iterator[Ex
     specs = {
         i: {
             "cls": distributed.Nanny,
-            "options": {**options, "env": {**env, **({"CUDA_VISIBLE_DEVICES": str(i % n_gpus)} if n_gpus else {})}},
+            "options": {**options, "env": {"CUDA_VISIBLE_DEVICES": str(i % n_gpus)} if n_gpus else {}},
         }
         for i in range(workers)
     }
@@ -80,7 +80,7 @@ def local(workers: int, *, threads: int = 1, device: str = "cpu") -> Iterator[Ex
     scheduler = {"cls": distributed.Scheduler, "options": here}
     with (
         _quiet(),
-        dask.config.set(CONFIG),
+        dask.config.set({**CONFIG, "distributed.nanny.pre-spawn-environ": _environment(threads)}),
         SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50, name="invdiff") as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
@@ -136,7 +136,7 @@ def slurm(path: Path, *, threads: int = 1) -> Iterator[Executor]:
     settings = {"cores": 1, "processes": settings.get("cores", 1), "memory": "4GB", **settings}
     if settings["cores"] != settings["processes"]:
         raise ValueError(f"{path.name}: processes must equal cores (workers of one thread each).")
-    exports = [f"export {name}_NUM_THREADS={threads}" for name in ("OMP", "MKL", "OPENBLAS")]
+    exports = [f"export {name}={value}" for name, value in _environment(threads).items()]
     settings["job_script_prologue"] = [*settings.get("job_script_prologue", []), *exports]
     settings["scheduler_options"] = {"dashboard": False, **settings.get("scheduler_options", {})}
     with (
@@ -278,6 +278,11 @@ def _stop_hanging(
         with contextlib.suppress(Exception):
             client.restart_workers([record["worker"]], timeout=60, raise_for_error=False)
         yield task, Outcome(key, "again" if count < work.attempts else "failed", f"TimeLimit: {message}")
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Of a worker, before it starts."""
+    return {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
 
 
 def _memory() -> int:
