@@ -312,7 +312,7 @@ def _logged() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _crash_traceback(file: IO[str]) -> Iterator[None]:
+def _crash_traceback(file: IO[bytes]) -> Iterator[None]:
     """Write to ``file`` where the process was when a fatal signal hit it."""
     import faulthandler
 

@@ -248,17 +248,16 @@ class Store:
     # ------------------------------------------------------------------------------------- running tasks
 
     @contextlib.contextmanager
-    def marked(self, key: str, record: Mapping[str, Any]) -> Iterator[IO[str]]:
+    def marked(self, key: str, record: Mapping[str, Any]) -> Iterator[IO[bytes]]:
         """Say that a task runs, until the block ends. What is written to the file given, a crash report, is found by
         :meth:`running` if the process ends before."""
         path = self.path / "running" / f"{key}.txt"
         with self._writing():
             path.parent.mkdir(exist_ok=True)
-            f = path.open("w")
+            f = path.open("wb", buffering=0)  # nothing is left to fail when it is closed
         with f:
             with self._writing():
-                f.write(json.dumps(record) + "\n")
-                f.flush()
+                f.write(json.dumps(record).encode() + b"\n")
             try:
                 yield f
             finally:

@@ -235,6 +235,7 @@ def test_a_disk_that_fills_up_under_the_workers(tmp_path: Path, make_plan: Any) 
         process = start("run", plan, "--store", small / "s", "--workers", 2)
         output = finish(process)
         assert process.returncode == 2, output
+        assert "Traceback" not in output
         assert "is full. Free some space and repeat the command; what is stored is intact" in output
         n = len(done(small / "s"))
         assert 0 < n < 40

@@ -115,6 +115,15 @@ def test_a_run_stops_at_a_full_disk_and_goes_on_when_there_is_space(
     assert (summary.stored, summary.done) == (2, 2)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_mark_that_finds_no_space_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s", create=True)
+    (tmp_path / "s" / "running").mkdir()
+    (tmp_path / "s" / "running" / "k.txt").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match="is full"), store.marked("k", {}):
+        pass
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir() or os.geteuid() != 0, reason="needs root to mount a small tmpfs")
 def test_a_really_full_file_system(tmp_path: Path, make_plan: Any) -> None:
     small = tmp_path / "small"
