@@ -53,14 +53,16 @@ class MultiCoilMRI(LinearOperator):
             phase, constant = phase[..., None] * along, constant * along[n // 2].conj()
         self._in = (self.maps * phase.to(maps.device)).to(torch.complex64)
         self._out = (sampled * (phase * constant).to(maps.device)).to(torch.complex64)
+        self._in_conj, self._out_conj = self._in.conj().resolve_conj(), self._out.conj().resolve_conj()
         self._dims = tuple(range(-len(shape), 0))
+        self._scale = 1 / math.sqrt(math.prod(shape))  # of the orthonormal FFT: on one image, not on every coil
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._out * torch.fft.fftn(self._in * x, dim=self._dims, norm="ortho")
+        return self._out * torch.fft.fftn(self._in * (self._scale * x), dim=self._dims, norm="backward")
 
     def adjoint(self, y: Tensor) -> Tensor:
-        coils = torch.fft.ifftn(self._out.conj() * y, dim=self._dims, norm="ortho")
-        return (self._in.conj() * coils).sum(1, keepdim=True)
+        coils = torch.fft.ifftn(self._out_conj * y, dim=self._dims, norm="forward")
+        return self._scale * (self._in_conj * coils).sum(1, keepdim=True)
 
 
 def _centre_phase(n: int) -> Tensor:
