@@ -19,7 +19,6 @@ from invdiff.operators.mri import MultiCoilMRI, ifft2c
 from invdiff.operators.mri_coils import espirit_maps
 
 CALIBRATION_WIDTH = 24  # at most this much of the centre is used for coil maps and phase, in each direction
-CROP = 0.8  # maps are zero where ESPIRiT's eigenvalue is below (BART's default)
 
 
 def kspace_measurement(
@@ -27,6 +26,7 @@ def kspace_measurement(
     *,
     mask: np.ndarray | Tensor | None = None,
     maps: np.ndarray | Tensor | None = None,
+    crop: float = 0.0,
     sigma: float | None = None,
     magnitude: bool = True,
     item: str = "",
@@ -39,6 +39,9 @@ def kspace_measurement(
         kspace: complex, (coil, y, x), or (y, x) for a single coil; values where nothing is sampled are dropped.
         mask: sampled positions, (y, x) or broadcastable, non-zero where sampled. None: where any coil is not 0.
         maps: coil sensitivities, complex, (coil, y, x). None: ESPIRiT from the fully sampled centre; 1 for one coil.
+        crop: those maps are zero where ESPIRiT's eigenvalue is below this. 0 keeps all: where maps are zero the data
+            say nothing, and a prior fills the air with an image. About 0.8 (BART's default) suits classical methods,
+            for which it is knowledge of the object's outline.
         sigma: noise of each component. None: :func:`noise_level`.
         magnitude: True: the image is real, (1, y, x), and its phase is part of the operator: estimated from the centre
             of k-space (:func:`low_resolution_phase`), so that the phase is smooth. False: (2, y, x), real and
@@ -73,7 +76,7 @@ def kspace_measurement(
     elif n_coils == 1:
         coils = torch.ones_like(y)
     else:
-        coils = espirit_maps(y, calibration_size(sampled), crop=CROP)
+        coils = espirit_maps(y, calibration_size(sampled), crop=crop)
 
     image_shape = (1, *shape)
     if magnitude:

@@ -37,7 +37,7 @@ def main() -> None:
     held = mask & (np.random.default_rng(0).random(mask.shape) < 0.05)
     held[ny // 2 - 12 : ny // 2 + 12, nx // 2 - 12 : nx // 2 + 12] = False  # the calibration region is kept
 
-    whole = kspace_measurement(kspace, magnitude=False)
+    whole = kspace_measurement(kspace, magnitude=False, crop=0.8)
     maps = whole.A.outer.maps  # type: ignore[attr-defined]
     part = kspace_measurement(kspace, mask=mask & ~held, maps=maps, magnitude=False)
     left_out = torch.from_numpy(held)
