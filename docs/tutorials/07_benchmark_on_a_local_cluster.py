@@ -41,7 +41,8 @@ from invdiff.benchmark import Plan, load_results, run
 from invdiff.benchmark.cluster import local
 
 plan = Plan.read("plan.toml")
-print(run(plan, "store", executor=local(workers=2)))
+with local(workers=2) as executor:
+    print(run(plan, "store", executor=executor))
 
 # %% [markdown]
 # The same call again finds everything done:

@@ -181,7 +181,8 @@ def test_backward_of_the_adjoint_is_the_forward(A: LinearOperator) -> None:
 
 def test_gradients_are_those_of_finite_differences(A: LinearOperator) -> None:
     x = rand((1, *A.in_shape), A.in_complex, 1).requires_grad_(True)
-    assert torch.autograd.gradcheck(A, x, fast_mode=True)
+    # finufft adds its points in any order, so that two runs differ in the last digits
+    assert torch.autograd.gradcheck(A, x, fast_mode=True, nondet_tol=1e-12)
 
 
 def test_jvp_is_the_forward(A: LinearOperator) -> None:
