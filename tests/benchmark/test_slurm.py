@@ -45,7 +45,7 @@ def test_a_plan_runs_in_slurm_jobs(tmp_path: Path, make_plan: Any) -> None:
     path.write_text(f"""
 jobs = 2
 cores = 1
-memory = "1GB"
+memory = "4GB"
 walltime = "00:05:00"
 interface = "lo"
 python = "{sys.executable}"
