@@ -188,7 +188,8 @@ class NetworkPrior(Prior):
             compiled: through ``torch.compile``: the first call at each shape takes about a minute.
         """
         if channels_last:
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module: Any = self.module  # torch's stubs differ in whether this overload of to() exists
+            module.to(memory_format=torch.channels_last)
         if bfloat16:
             _read_in_float32(self.module)
         return self._with(self.module, bfloat16=bfloat16, compiled=compiled)
