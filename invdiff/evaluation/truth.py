@@ -86,7 +86,7 @@ def _tds(cls: type, p: Problem, _: float) -> Any:
 
     if p.kind == "image":
         return cls(n_steps=_n(p, 100, 30), n_particles=_n(p, 8, 4), covariance=Isotropic(sigma_data=p.sd))
-    return cls(n_steps=100, n_particles=_n(p, 16, 8), covariance=Tweedie())
+    return cls(n_steps=_n(p, 100, 60), n_particles=_n(p, 16, 8), covariance=Tweedie())
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def _pigdm(cls: type, p: Problem, _: float) -> Any:
 
     if p.kind == "image":
         return cls(n_steps=_n(p, 300, 100), covariance=KnownCovariance.of(p.groups[0]))
-    # with few steps the guidance of a mixture overshoots: 300 instead of 1000 leave single problems far off
+    # with few steps the guidance of a mixture overshoots: those of --quick leave single problems far off
     grid = KarrasGrid(sigma_max=20.0 if p.groups[0].x[0].numel() < 80 else 63.0)
-    return cls(n_steps=_n(p, 1000, 300), covariance=Isotropic(sigma_data=p.sd), grid=grid)
+    return cls(n_steps=_n(p, 1000, 200), covariance=Isotropic(sigma_data=p.sd), grid=grid)
 
 
 def _pnp_dm(cls: type, p: Problem, _: float) -> Any:
