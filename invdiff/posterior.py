@@ -92,7 +92,7 @@ class Posterior:
         ``x_desc-std_image.nii.gz`` and ``x_desc-samples_image.nii.gz``, each with a JSON sidecar. The affine is that of
         the measurement's metadata (``"affine"``, a list of four lists of four numbers, from the index (x, y, z) to mm
         in RAS), else a centred grid of its ``"voxel_size_mm"`` or ``"pixel_size_mm"``.
-        ``x.h5``: the mean as fastMRI's evaluation reads it, dataset ``reconstruction`` (slice, y, x).
+        ``x.h5``: as fastMRI's evaluation reads it (:func:`invdiff.datasets.fastmri.write_fastmri`).
         ``x.png``: a figure of mean, one sample and standard deviation.
 
         Returns:

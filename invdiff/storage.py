@@ -387,17 +387,14 @@ def posterior_affine(p: Any) -> np.ndarray:
 
 
 def _export_hdf5(p: Any, stem: str, suffix: str) -> dict[str, bytes]:
-    """The posterior mean as fastMRI's evaluation expects it: dataset ``reconstruction`` (slice, y, x)."""
-    mean = p.mean.detach().cpu().float()
-    if mean.shape[0] == 2:  # real and imaginary part
-        mean = torch.linalg.vector_norm(mean, dim=0, keepdim=True)
-    if mean.shape[0] != 1:
-        raise ValueError(f"fastMRI files hold magnitude images of one channel, this posterior has {mean.shape[0]}.")
-    stream = io.BytesIO()
-    with h5py.File(stream, "w") as f:
-        f["reconstruction"] = mean.reshape(-1, *mean.shape[-2:]).numpy()
-        f.attrs["description"] = "posterior mean, not an acquired image"
-    return {f"{stem}{suffix}": stream.getvalue()}
+    """As :func:`invdiff.datasets.fastmri.write_fastmri` writes it: mean, standard deviation and samples."""
+    from tempfile import TemporaryDirectory
+
+    from invdiff.datasets.fastmri import write_fastmri
+
+    with TemporaryDirectory() as folder:
+        write_fastmri(p, file := Path(folder) / "posterior.h5")
+        return {f"{stem}{suffix}": file.read_bytes()}
 
 
 def _export_figure(p: Any, stem: str, suffix: str) -> dict[str, bytes]:
