@@ -205,7 +205,8 @@ class Method:
         key: of ALGORITHMS or CLASSICAL, or ``package.module:Class``.
         parameters: all of them, see :func:`full_parameters`.
         version: of the package that defines it.
-        point: it takes no prior and makes one image.
+        point: it makes one image.
+        takes_prior: it needs a prior.
         priors: instead of the problem's, or None.
         problems: patterns of the names of the problems it runs on.
         n_samples: of each task.
@@ -216,6 +217,7 @@ class Method:
     parameters: Mapping[str, Any]
     version: str
     point: bool
+    takes_prior: bool
     priors: Sequence[str] | None
     problems: Sequence[str]
     n_samples: int
@@ -290,7 +292,9 @@ class Plan:
             chosen = [m for m in self.methods if any(fnmatch.fnmatchcase(problem.name, p) for p in m.problems)]
             for item, recipe in problem.items.items():
                 for method in chosen:
-                    priors = [""] if method.point else problem.priors if method.priors is None else method.priors
+                    priors = (
+                        [""] if not method.takes_prior else problem.priors if method.priors is None else method.priors
+                    )
                     for prior in priors:
                         label = f"{method.name}, {prior}" if len(priors) > 1 else method.name
                         yield Cell(
@@ -331,7 +335,7 @@ def _parse(name: str, text: str, data: Path | None) -> Plan:
                 known = ", ".join(p.name for p in problems)
                 raise ValueError(f"The method {m.name!r} is for {pattern!r}, but the problems are {known}.")
     for p in problems:
-        needy = [m.name for m in methods if not m.point and m.priors is None]
+        needy = [m.name for m in methods if m.takes_prior and m.priors is None]
         on = [
             n for n in needy if any(fnmatch.fnmatchcase(p.name, q) for m in methods if m.name == n for q in m.problems)
         ]
@@ -431,6 +435,6 @@ def _methods(entry: Any, n_samples: int) -> Iterator[Method]:
         parameters = full_parameters(configure(cls, overrides))
         yield Method(
             name=f"{name}, {label}" if label else name, key=key, parameters=parameters, version=version_of(cls),
-            point=point, priors=_priors(entry) if "prior" in entry else None, problems=entry.get("problems", ["*"]),
-            n_samples=n,
+            point=point, takes_prior=bool(getattr(cls, "takes_prior", not point)),
+            priors=_priors(entry) if "prior" in entry else None, problems=entry.get("problems", ["*"]), n_samples=n,
         )  # fmt: skip

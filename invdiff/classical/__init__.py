@@ -8,6 +8,9 @@ from invdiff.classical.fbp import FBP
 from invdiff.classical.fdk import FDK
 from invdiff.classical.l1_wavelet import L1Wavelet
 from invdiff.classical.minimum_variance import MinimumVariance
+from invdiff.classical.osem import OSEM
+from invdiff.classical.ostr import OSTR
+from invdiff.classical.pnp import PnP
 from invdiff.classical.richardson_lucy import RichardsonLucy
 from invdiff.classical.sirt import SIRT
 from invdiff.classical.tv import TV
@@ -23,6 +26,9 @@ CLASSICAL: dict[str, type] = {
     "fdk": FDK,
     "l1-wavelet": L1Wavelet,
     "minimum-variance": MinimumVariance,
+    "osem": OSEM,
+    "ostr": OSTR,
+    "pnp": PnP,
     "richardson-lucy": RichardsonLucy,
     "sirt": SIRT,
     "tv": TV,
@@ -31,6 +37,6 @@ CLASSICAL: dict[str, type] = {
 }
 
 __all__ = [
-    "CGLS", "CLASSICAL", "DAS", "FBP", "FDK", "SIRT", "TV", "CGSense", "CoherenceFactor", "L1Wavelet",
-    "MinimumVariance", "RichardsonLucy", "Wiener", "ZeroFilled",
+    "CGLS", "CLASSICAL", "DAS", "FBP", "FDK", "OSEM", "OSTR", "SIRT", "TV", "CGSense", "CoherenceFactor", "L1Wavelet",
+    "MinimumVariance", "PnP", "RichardsonLucy", "Wiener", "ZeroFilled",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from invdiff.algorithms.draw import Callback, check_positive
 from invdiff.classical.point import point_estimate, require_linear, require_non_negative
 from invdiff.measurement import Measurement
+from invdiff.operators.base import LinearOperator
 from invdiff.posterior import Posterior
 from invdiff.priors.denoiser import Prior
 
@@ -79,11 +80,16 @@ class RichardsonLucy:
         def reconstruct() -> Tensor:
             x = torch.where(columns > 0, y.sum() / rows.sum(), torch.zeros_like(columns))
             for step in range(self.n_steps):
-                Ax = A(x)
-                ratio = torch.where(Ax > 0, y / Ax.clamp(min=torch.finfo(y.dtype).tiny), torch.zeros_like(y))
-                x = torch.where(columns > 0, x * A.H(ratio).clamp(min=0) / columns, x)
+                x = em_step(x, A, y, columns)
                 if callback is not None:
                     callback(step, self.n_steps, x=x)
             return x
 
         return point_estimate(self, reconstruct, measurement, n_samples=n_samples, seed=seed)
+
+
+def em_step(x: Tensor, A: LinearOperator, y: Tensor, columns: Tensor) -> Tensor:
+    """``x A^H(y / A x) / A^H 1``; pixels without data (``columns``, A^H 1, zero) stay."""
+    Ax = A(x)
+    ratio = torch.where(Ax > 0, y / Ax.clamp(min=torch.finfo(y.dtype).tiny), torch.zeros_like(y))
+    return torch.where(columns > 0, x * A.H(ratio).clamp(min=0) / columns, x)
