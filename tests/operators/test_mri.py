@@ -44,6 +44,44 @@ def test_a_volume_is_the_product_of_a_slicewise_and_an_axial_fft() -> None:
     torch.testing.assert_close(A(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def some(n: int, of: int) -> Tensor:
+    return torch.isin(torch.arange(of), torch.randperm(of, generator=torch.Generator().manual_seed(3))[:n])
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1000, 2**20])
+@pytest.mark.parametrize(
+    ("shape", "mask"),
+    [
+        ((8, 9), some(3, 9)),
+        ((8, 9), some(3, 8)[:, None]),
+        ((8, 9), some(20, 72).reshape(8, 9)),
+        ((8, 9), torch.ones((), dtype=torch.bool)),
+        ((8, 9), torch.zeros(9, dtype=torch.bool)),
+        ((5, 6, 7), some(2, 7)),
+        ((5, 6, 7), some(2, 6)[:, None]),
+        ((5, 6, 7), some(1, 5)[:, None, None]),
+        ((5, 6, 7), some(9, 42).reshape(6, 7)),
+        ((5, 6, 7), some(8, 30).reshape(5, 6, 1)),
+        ((5, 6, 7), some(8, 35).reshape(5, 1, 7)),
+    ],
+    ids=["columns", "rows", "points", "all", "none", "x", "y", "z", "y x", "z y", "z x"],
+)  # fmt: skip
+def test_lines_that_the_mask_drops_need_no_transform(
+    shape: tuple[int, ...], mask: Tensor, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invdiff.operators.mri.BLOCK_BYTES", block_bytes)
+    dims = tuple(range(-len(shape), 0))
+    maps, x = normal(3, *shape), normal(2, 1, *shape, seed=2).to(torch.complex128)
+    A = MultiCoilMRI(maps, mask).to(dtype=torch.float64)
+    inner = torch.fft.fftn(torch.fft.ifftshift(maps * x, dims), dim=dims, norm="ortho")
+    torch.testing.assert_close(A(x), mask * torch.fft.fftshift(inner, dims), rtol=1e-6, atol=1e-6)
+    y = normal(2, 3, *shape, seed=4).to(torch.complex128)
+    coils = torch.fft.ifftn(torch.fft.ifftshift(mask * y, dims), dim=dims, norm="ortho")
+    expected = (maps.conj() * torch.fft.fftshift(coils, dims)).sum(1, keepdim=True)
+    torch.testing.assert_close(A.H(y), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(A.H(y.mT.contiguous().mT), A.H(y))  # any layout in memory
+
+
 def test_maps_and_masks_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TypeError, match="maps must be complex"):
         MultiCoilMRI(torch.ones(2, 4, 4), torch.ones(4, dtype=torch.bool))
