@@ -40,6 +40,18 @@ def read_bart(
     Raises:
         FileNotFoundError: one of the two files is missing.
         ValueError: not such files, sizes that disagree, non-finite values, or a three-dimensional k-space.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from invdiff.datasets import read_bart
+        >>> with tempfile.TemporaryDirectory() as folder:  # one coil: images, x = 4, y = 3, z = 2
+        ...     _ = Path(folder, "image.hdr").write_text("# Dimensions\\n4 3 2 1 1\\n")
+        ...     _ = Path(folder, "image.cfl").write_bytes(np.arange(24).astype("<c8").tobytes())
+        ...     volume = read_bart(f"{folder}/image.cfl")
+        >>> volume.data.shape, int(volume.data[0, 0, 1].real)  # x is fastest
+        ((2, 3, 4), 1)
     """
     path = Path(path)
     header, data = path.with_suffix(".hdr"), path.with_suffix(".cfl")

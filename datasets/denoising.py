@@ -37,6 +37,14 @@ def denoising(
 
     Raises:
         ValueError: complex or several volumes, an index outside, a slice without any noise to estimate.
+
+    Example:
+        >>> import numpy as np
+        >>> from invdiff.datasets import Volume, denoising
+        >>> noisy = Volume(5 + np.random.default_rng(0).normal(size=(3, 64, 64)))
+        >>> m = denoising(noisy)
+        >>> tuple(m.y.shape), bool(abs(m.noise.sigma - 1) < 0.1)  # estimated
+        ((1, 64, 64), True)
     """
     import nibabel
 

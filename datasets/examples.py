@@ -27,6 +27,12 @@ def sparse_view_ct(*, n_views: int = 40, n_photons: float = 2e4, seed: int = 0) 
         n_views: views over 180 degrees.
         n_photons: mean count of an unattenuated ray.
         seed: of the noise.
+
+    Example:
+        >>> from invdiff.datasets import sparse_view_ct
+        >>> m = sparse_view_ct(n_views=2)
+        >>> m.A.in_shape, m.A.out_shape[1], m.units
+        ((1, 128, 128), 2, '1/mm')
     """
     import pydicom
     from pydicom.data import get_testdata_file
@@ -70,6 +76,12 @@ def accelerated_mri(
         acceleration, center_fraction: of the fastMRI-style random column mask.
         sigma: noise of each k-space component, relative to the 99.5th percentile of the image.
         seed: of mask and noise.
+
+    Example:
+        >>> from invdiff.datasets import accelerated_mri
+        >>> m = accelerated_mri(acceleration=4, n_coils=4)
+        >>> m.A.in_shape, m.A.out_shape, bool(abs(m.chi2(m.reference) - 1) < 0.05)
+        ((1, 128, 128), (4, 128, 128), True)
     """
     import nibabel
 

@@ -63,6 +63,19 @@ def read_fastmri(
     Raises:
         FileNotFoundError, OSError: no such file, or a damaged one.
         ValueError: content that does not make sense, or undersampling of a file that is undersampled already.
+
+    Example:
+        >>> import tempfile
+        >>> import h5py
+        >>> from invdiff.datasets import read_fastmri
+        >>> from invdiff.operators import birdcage_maps, fft2c
+        >>> kspace = fft2c(birdcage_maps(4, (64, 64)) * torch.ones(3, 1, 64, 64))  # (slice, coil, y, x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with h5py.File(f"{folder}/file.h5", "w") as f:
+        ...         f["kspace"], f["mask"] = kspace.numpy() + 1e-3, [1.0] * 64
+        ...     m = read_fastmri(f"{folder}/file.h5", index=1)
+        >>> m.A.out_shape, m.metadata["n_items"]
+        ((4, 64, 64), 3)
     """
     path = Path(path)
     if mask is not None and acceleration is not None:
@@ -165,6 +178,18 @@ def write_fastmri(
 
     Raises:
         ValueError: another suffix, slices that differ in shape or number of samples, or a crop that does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> import h5py
+        >>> from invdiff import Posterior
+        >>> from invdiff.datasets import write_fastmri
+        >>> slices = [Posterior(samples=torch.rand(4, 1, 8, 8)) for _ in range(3)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_fastmri(slices, f"{folder}/out.h5")
+        ...     with h5py.File(f"{folder}/out.h5") as f:
+        ...         f["reconstruction"].shape, f["samples"].shape
+        ((3, 8, 8), (4, 3, 8, 8))
     """
     path = Path(path)
     if path.suffix != ".h5":

@@ -86,6 +86,13 @@ class Volume:
 
     Raises:
         ValueError: fewer than three dimensions, or non-finite values.
+
+    Example:
+        >>> import numpy as np
+        >>> from invdiff.datasets import Volume
+        >>> volume = Volume(np.zeros((10, 8, 8)), affine=np.diag([0.5, 0.5, 2.0, 1.0]), units="HU")
+        >>> volume.voxel_size  # (x, y, z), mm
+        (0.5, 0.5, 2.0)
     """
 
     data: np.ndarray
@@ -107,7 +114,13 @@ class Volume:
 
 
 def formats() -> dict[str, ModuleType]:
-    """Name to module of every known format, the most specific first."""
+    """Name to module of every known format, the most specific first.
+
+    Example:
+        >>> from invdiff.datasets import formats
+        >>> {"NIfTI", "DICOM", "HTC 2022", "LoDoPaB-CT", "PICMUS"} <= set(formats())
+        True
+    """
     from invdiff.datasets import (
         bart,
         ct_projections,
@@ -150,6 +163,16 @@ def recognise(path: str | Path) -> tuple[str, ModuleType]:
 
     Raises:
         FileNotFoundError; ValueError: no known format; OSError: HDF5, but damaged.
+
+    Example:
+        >>> import tempfile
+        >>> import nibabel
+        >>> import numpy as np
+        >>> from invdiff.datasets import recognise
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 2)), np.eye(4)), f"{folder}/scan.nii")
+        ...     recognise(f"{folder}/scan.nii")[0]
+        'NIfTI'
     """
     head = Head.of(Path(path))
     for name, module in formats().items():
@@ -172,6 +195,16 @@ def open(path: str | Path, **options: Any) -> Measurement | Volume:
         FileNotFoundError, OSError: no such file, or a truncated one.
         ValueError: an unknown format, or content that does not make sense.
         TypeError: an option that the format does not have.
+
+    Example:
+        >>> import tempfile
+        >>> import invdiff
+        >>> from invdiff.operators import Identity
+        >>> m = invdiff.Measurement(torch.ones(1, 4, 4), Identity((1, 4, 4)), invdiff.GaussianNoise(0.1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     m.save(f"{folder}/scan.h5")
+        ...     torch.equal(invdiff.datasets.open(f"{folder}/scan.h5").y, m.y)
+        True
     """
     name, module = recognise(path)
     known = [p for p in inspect.signature(module.read).parameters if p != "path"]
@@ -186,7 +219,19 @@ def open(path: str | Path, **options: Any) -> Measurement | Volume:
 
 def open_measurement(path: str | Path, **options: Any) -> Measurement:
     """As :func:`open`, and a Volume becomes a denoising problem of one of its slices
-    (:func:`invdiff.datasets.denoising.denoising`), whose options may be given too."""
+    (:func:`invdiff.datasets.denoising.denoising`), whose options may be given too.
+
+    Example:
+        >>> import tempfile
+        >>> import nibabel
+        >>> import numpy as np
+        >>> from invdiff.datasets import open_measurement
+        >>> voxels = np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), f"{folder}/scan.nii")
+        ...     open_measurement(f"{folder}/scan.nii", index=1).A
+        Identity((1, 16, 16) real -> (1, 16, 16) real)
+    """
     from invdiff.datasets.denoising import denoising
 
     known = set(inspect.signature(recognise(path)[1].read).parameters)

@@ -71,6 +71,21 @@ def read_htc(
 
     Raises:
         FileNotFoundError, ValueError: not such a file, damaged, or a selection that it cannot give.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import scipy.io
+        >>> from invdiff.datasets import read_htc
+        >>> scanner = {"distanceSourceOrigin": 410.0, "distanceSourceDetector": 553.0, "distanceUnit": "mm",
+        ...            "pixelSizePost": 2.0, "numDetectorsPost": 56, "angles": np.arange(0.0, 360.0, 3.0)}
+        >>> sinogram = np.random.default_rng(0).normal(0.5, 0.01, (120, 56))
+        >>> data = {"type": "2D", "sinogram": sinogram, "parameters": scanner}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scipy.io.savemat(f"{folder}/htc2022_x.mat", {"CtDataFull": data})
+        ...     m = read_htc(f"{folder}/htc2022_x.mat", image_shape=(32, 32), views=30)
+        >>> m.A.out_shape, m.units, bool(abs(m.noise.sigma - 0.01) < 0.001)
+        ((1, 30, 56), '1/mm', True)
     """
     path = Path(path)
     sinogram, degrees, geometry = _load(path)

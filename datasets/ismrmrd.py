@@ -128,6 +128,28 @@ def read_ismrmrd(path: str | Path, *, index: int | None = None, magnitude: bool 
         FileNotFoundError, OSError: no such file, or a damaged one.
         ValueError: content that does not make sense, or that this reader does not do: non-Cartesian or
             three-dimensional encodings, reversed readouts (EPI).
+
+    Example:
+        >>> import tempfile
+        >>> import ismrmrd  # pip install ismrmrd, to write such files
+        >>> from invdiff.datasets import read_ismrmrd
+        >>> from invdiff.operators import birdcage_maps, fft2c
+        >>> kspace = fft2c(birdcage_maps(4, (32, 32)) * torch.ones(1, 32, 32)) + 1e-3 * torch.randn(4, 32, 32)
+        >>> size = "<x>32</x><y>32</y><z>1</z>"
+        >>> space = f"<matrixSize>{size}</matrixSize><fieldOfView_mm>{size}</fieldOfView_mm>"
+        >>> xml = "<ismrmrdHeader><encoding><encodedSpace>{0}</encodedSpace><reconSpace>{0}</reconSpace>" \\
+        ...     "<trajectory>cartesian</trajectory></encoding></ismrmrdHeader>"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     f = ismrmrd.Dataset(f"{folder}/raw.h5")
+        ...     f.write_xml_header(xml.format(space).encode())
+        ...     for i in range(32):
+        ...         line = ismrmrd.Acquisition.from_array(kspace[:, :, i].numpy(), center_sample=16)
+        ...         line.idx.kspace_encode_step_1 = i
+        ...         f.append_acquisition(line)
+        ...     f.close()
+        ...     m = read_ismrmrd(f"{folder}/raw.h5")
+        >>> m.A.out_shape
+        (4, 32, 32)
     """
     path = Path(path)
     with damaged(path), open_hdf5(path) as f:

@@ -55,6 +55,14 @@ def kspace_measurement(
 
     Raises:
         ValueError: shapes that do not fit, non-finite values, or too little data for what is to be estimated.
+
+    Example:
+        >>> from invdiff.datasets import kspace_measurement
+        >>> from invdiff.operators import birdcage_maps, fft2c
+        >>> maps, x = birdcage_maps(4, (16, 16)), torch.ones(1, 16, 16) + 0j
+        >>> m = kspace_measurement(fft2c(maps * x), maps=maps, sigma=0.01, magnitude=False)
+        >>> m.A.in_shape, round(m.image_scale, 3)  # real and imaginary part
+        ((2, 16, 16), 1.0)
     """
     y = _complex(kspace, "kspace", "(coil, y, x)")
     n_coils, *shape = y.shape

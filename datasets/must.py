@@ -43,6 +43,20 @@ def read_must(
     Raises:
         FileNotFoundError, ValueError: not such a file, damaged, a transmit that is not a plane wave, another array than
             a linear one, or a selection that it cannot give.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import scipy.io
+        >>> from invdiff.datasets import read_must
+        >>> rf = np.random.default_rng(0).normal(size=(512, 16))  # sample, element
+        >>> param = {"fs": 20e6, "fc": 5e6, "pitch": 3e-4, "c": 1540.0, "t0": 0.0, "Nelements": 16}
+        >>> param["TXdelay"] = np.zeros(16)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scipy.io.savemat(f"{folder}/scan.mat", {"RF": rf, "param": param})
+        ...     m = read_must(f"{folder}/scan.mat", image_shape=(16, 8), depth=(8.0, 12.0))
+        >>> m.A.in_shape, m.A.out_shape
+        ((1, 16, 8), (1, 16, 512))
     """
     path = Path(path)
     data = matlab.load(path, ("RF", "param"), remedy=REMEDY)

@@ -35,6 +35,12 @@ def shepp_logan(side: float, *, scale: float = MU_WATER) -> np.ndarray:
     Args:
         side: of the square that holds it, mm.
         scale: attenuation of the value 1 (the skull), 1/mm.
+
+    Example:
+        >>> from invdiff.datasets import ellipse_image, shepp_logan
+        >>> x = ellipse_image(shepp_logan(32.0), (64, 64), 0.5)
+        >>> tuple(x.shape), round(float(x.max()), 4)  # the skull, 1/mm
+        ((1, 64, 64), 0.0193)
     """
     table = np.array(SHEPP_LOGAN)
     return table * [scale, *[side / 2] * 4, math.pi / 180]
@@ -46,6 +52,14 @@ def ellipse_image(ellipses: np.ndarray, shape: tuple[int, int], pixel_size: floa
     Args:
         ellipses: (n, 6): value, half axes (x, y) in mm, centre (x, y) in mm, turn (counterclockwise) in rad.
         shape, pixel_size: (ny, nx) pixels of so many mm.
+
+    Example:
+        >>> import numpy as np
+        >>> from invdiff.datasets import ellipse_image
+        >>> disc = np.array([[0.02, 10.0, 10.0, 0.0, 0.0, 0.0]])  # 0.02 / mm, radius 10 mm, in the centre
+        >>> x = ellipse_image(disc, (48, 48), 0.5)
+        >>> round(float(x[0, 24, 24]), 4), bool(abs(float(x.sum()) * 0.5**2 / (0.02 * np.pi * 10**2) - 1) < 0.01)
+        (0.02, True)
     """
     ny, nx = shape
     k = supersampling
@@ -69,6 +83,17 @@ def ellipse_sinogram(ellipses: np.ndarray, geometry: Geometry, *, supersampling:
     Args:
         ellipses: as in :func:`ellipse_image`.
         supersampling: rays averaged per detector element.
+
+    Example:
+        >>> import numpy as np
+        >>> from invdiff.datasets import ellipse_sinogram
+        >>> from invdiff.operators import ParallelBeam
+        >>> beam = ParallelBeam(
+        ...     image_shape=(9, 9), pixel_size=4.0, angles=(0.0, 1.0), n_detectors=9, detector_spacing=4.0
+        ... )
+        >>> y = ellipse_sinogram(np.array([[0.02, 10.0, 10.0, 0.0, 0.0, 0.0]]), beam)
+        >>> tuple(y.shape), round(float(y[0, 0, 4]), 4)  # 20 mm of 0.02 / mm
+        ((1, 2, 9), 0.4)
     """
     origins, directions = geometry.rays(supersampling)
     integrals = np.zeros(origins.shape[:2])
@@ -121,6 +146,12 @@ class RandomEllipses(_Phantoms):
         seed: of all items.
         n_ellipses: (least, most) per item, ends included.
         scale: attenuation of the first, largest ellipse, 1/mm; the others add up to half of it either way.
+
+    Example:
+        >>> from invdiff.datasets import RandomEllipses
+        >>> images = RandomEllipses(3, (32, 32), seed=0)
+        >>> len(images), tuple(images[0].shape), torch.equal(images[2], RandomEllipses(3, (32, 32), seed=0)[2])
+        (3, (1, 32, 32), True)
     """
 
     def __init__(
@@ -155,6 +186,12 @@ class DiscWithHoles(_Phantoms):
         n, shape, pixel_size, seed: as in :class:`RandomEllipses`; the disc fills 0.85 of the field.
         n_holes: (least, most), ends included; fewer where no more fit.
         attenuation: of the disc, 1/mm; the default is acrylic in the challenge's files.
+
+    Example:
+        >>> from invdiff.datasets import DiscWithHoles
+        >>> discs = DiscWithHoles(2, (64, 64), seed=0)
+        >>> tuple(discs[1].shape), round(float(discs[1].max()), 3)  # acrylic, 1/mm
+        ((1, 64, 64), 0.036)
     """
 
     def __init__(
@@ -202,6 +239,13 @@ class BrainLike(_Phantoms):
         n, shape, pixel_size, seed: as in :class:`RandomEllipses`.
         phase: largest phase, rad.
         n_coils: of :attr:`maps`.
+
+    Example:
+        >>> from invdiff.datasets import BrainLike
+        >>> heads = BrainLike(2, (32, 32), seed=0)
+        >>> x = heads[0]
+        >>> tuple(x.shape), x.is_complex(), round(float(x.abs().max()), 3)
+        ((3, 32, 32), True, 1.0)
     """
 
     def __init__(
@@ -268,6 +312,12 @@ class SpeckleCysts(_Phantoms):
         n_cysts, n_points: per item.
         contrasts: backscatter of a cyst in dB, drawn from these; -inf is anechoic.
         point: reflectivity of a point target over the speckle's standard deviation.
+
+    Example:
+        >>> from invdiff.datasets import SpeckleCysts
+        >>> x = SpeckleCysts(1, (64, 64), seed=0, contrasts=[float("-inf")])[0]
+        >>> tuple(x.shape), bool((x == 0).any())  # anechoic cysts
+        ((1, 64, 64), True)
     """
 
     def __init__(

@@ -44,6 +44,22 @@ def read_picmus(
 
     Raises:
         FileNotFoundError, OSError, ValueError: not such a file, damaged, or a selection that it cannot give.
+
+    Example:
+        >>> import tempfile
+        >>> import h5py
+        >>> import numpy as np
+        >>> from invdiff.datasets import read_picmus
+        >>> x, rf = np.linspace(-2e-3, 2e-3, 16), np.random.default_rng(0).normal(size=(3, 16, 512))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with h5py.File(f"{folder}/scan.hdf5", "w") as f:
+        ...         g = f.create_group("US/US_DATASET0000")
+        ...         g["data/real"], g["data/imag"], g["angles"] = rf, 0 * rf, [-0.1, 0.0, 0.1]
+        ...         g["probe_geometry"], g["initial_time"], g["sampling_frequency"] = [x, 0 * x, 0 * x], [0.0], [20e6]
+        ...         g["sound_speed"], g["modulation_frequency"] = [1540.0], [0.0]
+        ...     m = read_picmus(f"{folder}/scan.hdf5", angles=[1], image_shape=(16, 8), depth=(8.0, 12.0))
+        >>> m.A.in_shape, m.A.out_shape
+        ((1, 16, 8), (1, 16, 512))
     """
     path = Path(path)
     with open_hdf5(path) as f:

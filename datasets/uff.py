@@ -45,6 +45,25 @@ def read_uff(
     Raises:
         FileNotFoundError, OSError, ValueError: not such a file, damaged, transmits that are not plane waves, RF data
             without a centre frequency, or a selection that it cannot give.
+
+    Example:
+        >>> import tempfile
+        >>> import h5py
+        >>> import numpy as np
+        >>> from invdiff.datasets import read_uff
+        >>> x, rf = np.linspace(-2e-3, 2e-3, 16), np.random.default_rng(0).normal(size=(1, 1, 16, 512))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with h5py.File(f"{folder}/scan.uff", "w") as f:
+        ...         g = f.create_group("channel_data")
+        ...         g.attrs["class"], g["data"] = "uff.channel_data", rf
+        ...         g["probe/geometry"] = np.concatenate([x[None], np.zeros((6, 16))])
+        ...         wave = g.create_group("sequence/sequence_0001")
+        ...         wave["source/azimuth"], wave["source/distance"], wave["wavefront"] = [[0.0]], [[np.inf]], [[0]]
+        ...         g["initial_time"], g["sampling_frequency"], g["sound_speed"] = [[0.0]], [[20e6]], [[1540.0]]
+        ...         g["modulation_frequency"], g["pulse/center_frequency"] = [[0.0]], [[5e6]]
+        ...     m = read_uff(f"{folder}/scan.uff", image_shape=(16, 8), depth=(8.0, 12.0))
+        >>> m.A.in_shape, m.A.out_shape
+        ((1, 16, 8), (1, 16, 512))
     """
     path = Path(path)
     with open_hdf5(path) as f:

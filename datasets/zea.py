@@ -42,6 +42,22 @@ def read_zea(
     Raises:
         FileNotFoundError, OSError, ValueError: not such a file, damaged, transmits that are not plane waves, or a
             selection that it cannot give.
+
+    Example:
+        >>> import tempfile
+        >>> import h5py
+        >>> import numpy as np
+        >>> from invdiff.datasets import read_zea
+        >>> x, rf = np.linspace(-2e-3, 2e-3, 16), np.random.default_rng(0).normal(size=(2, 1, 512, 16, 1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with h5py.File(f"{folder}/scan.hdf5", "w") as f:
+        ...         f["data/raw_data"], g = rf, f.create_group("scan")  # frame, transmit, sample, element, channel
+        ...         g["probe_geometry"], g["t0_delays"] = np.stack([x, 0 * x, 0 * x], 1), np.zeros((1, 16))
+        ...         g["initial_times"], g["polar_angles"], g["focus_distances"] = [0.0], [0.0], [np.inf]
+        ...         g["sampling_frequency"], g["center_frequency"], g["sound_speed"] = 20e6, 5e6, 1540.0
+        ...     m = read_zea(f"{folder}/scan.hdf5", index=1, image_shape=(16, 8), depth=(8.0, 12.0))
+        >>> m.A.in_shape, m.A.out_shape
+        ((1, 16, 8), (1, 16, 512))
     """
     path = Path(path)
     with open_hdf5(path) as f:

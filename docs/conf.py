@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from importlib.metadata import version as installed_version
 from pathlib import Path
+
+from invdiff import __version__
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
 project = "invdiff"
 author = "The invdiff developers"
-release = version = installed_version("invdiff")
+release = version = __version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",

@@ -33,6 +33,16 @@ class Measurement:
 
     Raises:
         ValueError, TypeError: shapes, dtypes or values that do not fit together, saying which.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.operators import BlockDownsample
+        >>> A = BlockDownsample((1, 4, 4), 2)
+        >>> m = Measurement.simulate(torch.ones(1, 4, 4), A, GaussianNoise(0.1), seed=0)
+        >>> tuple(m.y.shape), m.n_data
+        ((1, 2, 2), 4)
+        >>> bool(m.chi2(torch.ones(1, 4, 4)) < m.chi2(torch.zeros(1, 4, 4)))  # about 1, and about 100
+        True
     """
 
     y: Tensor

@@ -51,6 +51,13 @@ class GaussianNoise:
 
     Args:
         sigma: standard deviation, in the units of y. Positive.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.operators import Identity
+        >>> m = Measurement(torch.ones(1, 2, 2), Identity((1, 2, 2)), GaussianNoise(0.5))
+        >>> float(m.nll(torch.zeros(1, 2, 2)))  # 4 pixels, 1/2 (1 / 0.5)^2 each
+        8.0
     """
 
     sigma: float
@@ -81,6 +88,13 @@ class ComplexGaussianNoise:
 
     Args:
         sigma: standard deviation of each component, in the units of y (for k-space: of the orthonormal FFT).
+
+    Example:
+        >>> from invdiff import ComplexGaussianNoise
+        >>> zero = torch.zeros(10000, dtype=torch.complex64)
+        >>> y = ComplexGaussianNoise(0.5).sample(zero, torch.Generator().manual_seed(0))
+        >>> bool(abs(y.abs().square().mean() - 2 * 0.5**2) < 0.02)
+        True
     """
 
     sigma: float
@@ -115,6 +129,14 @@ class WeightedGaussianNoise:
     Args:
         weights: inverse variance of each entry, in the units of y to the power -2; broadcasts to y. Positive: a
             small weight, not zero, for entries that say nothing.
+
+    Example:
+        >>> from invdiff import Measurement, WeightedGaussianNoise
+        >>> from invdiff.operators import Identity
+        >>> weights = torch.tensor([[[4.0, 1.0]]])  # standard deviations 0.5 and 1
+        >>> m = Measurement(torch.ones(1, 1, 2), Identity((1, 1, 2)), WeightedGaussianNoise(weights))
+        >>> m.nll_grad(torch.zeros(1, 1, 2)).tolist()
+        [[[-4.0, -1.0]]]
     """
 
     weights: Tensor
@@ -166,6 +188,15 @@ class PoissonLogNoise:
         n_photons: mean count of an unattenuated ray.
         min_count: count that stands for zero.
         electronic: standard deviation of the read-out noise, in photons. 0: none.
+
+    Example:
+        >>> from invdiff import Measurement, PoissonLogNoise
+        >>> from invdiff.operators import Identity
+        >>> m = Measurement(torch.full((1, 2, 2), 0.5), Identity((1, 2, 2)), PoissonLogNoise(1e4))
+        >>> bool(m.nll_grad(m.y).abs().max() < 1e-2)  # the likelihood is largest at the data
+        True
+        >>> bool(m.nll(m.y + 0.1) > m.nll(m.y))
+        True
     """
 
     n_photons: float

@@ -36,6 +36,13 @@ class Row:
         window: the grey scale's (lower, upper) end in the image's units, e.g. a CT display window; None: the 0.5 to
             99.5 % range of the truth, or of the mean.
         n_shown: samples shown, from the first.
+
+    Example:
+        >>> from invdiff import Posterior
+        >>> from invdiff.plot import Row
+        >>> row = Row(title="CT", posterior=Posterior(samples=torch.rand(4, 1, 8, 8)), window=(0.0, 1.0))
+        >>> row.n_shown
+        1
     """
 
     title: str
@@ -55,6 +62,14 @@ def panels(rows: Sequence[Row]) -> tuple[Figure, np.ndarray]:
 
     Returns:
         the figure and its axes (row, column); unused ones are hidden.
+
+    Example:
+        >>> from invdiff import Posterior
+        >>> from invdiff.plot import Row, panels
+        >>> p = Posterior(samples=torch.rand(4, 1, 8, 8))
+        >>> figure, axes = panels([Row(title="CT", posterior=p, reference=torch.rand(1, 8, 8))])
+        >>> [ax.get_title() for ax in axes[0] if ax.get_visible()][:2]
+        ['truth', 'posterior mean']
     """
     from matplotlib.figure import Figure
 
@@ -72,7 +87,19 @@ def panels(rows: Sequence[Row]) -> tuple[Figure, np.ndarray]:
 
 
 def save_panels(rows: Sequence[Row], path: Path) -> None:
-    """Write :func:`panels` as PNG, atomically."""
+    """Write :func:`panels` as PNG, atomically.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from invdiff import Posterior
+        >>> from invdiff.plot import Row, save_panels
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "figure.png")
+        ...     save_panels([Row(title="CT", posterior=Posterior(samples=torch.rand(4, 1, 8, 8)))], file)
+        ...     file.read_bytes()[1:4]
+        b'PNG'
+    """
     figure, _ = panels(rows)
     with atomic_path(path) as tmp:
         figure.savefig(tmp, format="png")
@@ -84,6 +111,13 @@ def calibration_curve(curves: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Figu
 
     Args:
         curves: (levels, coverage) of :func:`invdiff.evaluation.calibration.calibration_curve`, by name.
+
+    Example:
+        >>> from invdiff import plot
+        >>> from invdiff.evaluation import calibration
+        >>> figure, axes = plot.calibration_curve({"DAPS": calibration.calibration_curve(torch.arange(17), 16)})
+        >>> axes.get_xlabel()
+        'nominal level'
     """
     figure, ax = _single(3.6, 3.6)
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="exact")
@@ -99,6 +133,12 @@ def rank_histogram(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> tuple
 
     Args:
         rank, n_samples, max_bins: as in :func:`invdiff.evaluation.calibration.rank_histogram`.
+
+    Example:
+        >>> from invdiff import plot
+        >>> figure, axes = plot.rank_histogram(torch.arange(17), 16)
+        >>> axes.get_xlabel()
+        'rank of the truth among 16 samples'
     """
     observed, expected = calibration.rank_histogram(rank, n_samples, max_bins=max_bins)
     edges = torch.cat([expected.new_zeros(1), expected.cumsum(0)]).cpu() * (n_samples + 1) - 0.5
@@ -122,6 +162,13 @@ def pareto(
         points: (cost, quality) by name; the cost is positive.
         cost, quality: what they are, with unit: ``"seconds per slice"``, ``"NFE"``, ``"PSNR of the mean [dB]"``.
         lower_is_better: of the quality (CRPS, error).
+
+    Example:
+        >>> from invdiff import plot
+        >>> points = {"DPS": (60.0, 30.1), "DAPS": (10.0, 30.4)}
+        >>> figure, axes = plot.pareto(points, cost="seconds per slice", quality="PSNR of the mean [dB]")
+        >>> axes.get_xscale(), axes.get_xlabel()
+        ('log', 'seconds per slice')
     """
     if not points:
         raise ValueError("There are no points to plot.")

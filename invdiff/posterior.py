@@ -24,6 +24,12 @@ class Posterior:
         seconds: wall time of the run.
         peak_memory: largest resident size of the process so far, in bytes.
         metadata: carried over from the measurement.
+
+    Example:
+        >>> from invdiff import Posterior
+        >>> p = Posterior(samples=torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1), units="1/mm")
+        >>> float(p.mean), float(p.std), float(p.quantile(0.75))
+        (1.0, 1.0, 1.5)
     """
 
     samples: Tensor
@@ -39,6 +45,7 @@ class Posterior:
 
     @property
     def n_samples(self) -> int:
+        """How many samples there are."""
         return self.samples.shape[0]
 
     @property

@@ -39,6 +39,15 @@ class Operator:
         device: where inputs must live. Use :meth:`to` to change either.
         observed: bool tensor that broadcasts to ``out_shape``: which entries of the output carry data
             (None: all). Unobserved entries are zero in every measurement.
+
+    Example:
+        >>> from invdiff.operators import Operator
+        >>> class Square(Operator):
+        ...     def forward(self, x):
+        ...         return x**2
+        >>> A, x = Square((1, 1, 2), (1, 1, 2)), torch.tensor([[[1.0, 3.0]]])
+        >>> A(x).tolist(), A.vjp(x, torch.ones(1, 1, 2)).tolist()  # 2 x
+        ([[[1.0, 9.0]]], [[[2.0, 6.0]]])
     """
 
     observed: Tensor | None = None
@@ -133,7 +142,14 @@ class Operator:
 
 
 class Composition(Operator):
-    """``outer @ inner`` for operators of which at least one is non-linear."""
+    """``outer @ inner`` for operators of which at least one is non-linear.
+
+    Example:
+        >>> from invdiff.operators import Fourier, Modulus
+        >>> A = Modulus((1, 4, 4)) @ Fourier((1, 4, 4))
+        >>> A
+        Composition((1, 4, 4) complex -> (1, 4, 4) real)
+    """
 
     def __init__(self, outer: Operator, inner: Operator) -> None:
         _init_composition(self, outer, inner)
@@ -167,6 +183,15 @@ class LinearOperator(Operator):
     adjoint is derived by autograd. With ``adjoint_as_backward = True`` (custom kernels that autograd cannot
     see through) the adjoint is registered as the backward of the forward, and the other way round, so that
     ``vjp``, ``jvp``, ``vmap`` and higher derivatives work.
+
+    Example:
+        >>> from invdiff.operators import LinearOperator
+        >>> class Mirror(LinearOperator):
+        ...     def forward(self, x):
+        ...         return x.flip(-1)
+        >>> A, x = Mirror((1, 2, 3), (1, 2, 3)), torch.rand(1, 2, 3)
+        >>> torch.equal(A.H(A(x)), x)  # the adjoint follows by autograd
+        True
     """
 
     adjoint_as_backward = False
@@ -256,7 +281,17 @@ class LinearOperator(Operator):
 
 
 class LinearComposition(LinearOperator):
-    """``outer @ inner`` for linear operators."""
+    """``outer @ inner`` for linear operators.
+
+    Example:
+        >>> from invdiff.operators import BlockDownsample, Crop, dot
+        >>> A = BlockDownsample((1, 2, 2), 2) @ Crop((1, 4, 4), 1)
+        >>> A
+        LinearComposition((1, 4, 4) real -> (1, 1, 1) real)
+        >>> x, y = torch.rand(1, 4, 4), torch.rand(1, 1, 1)
+        >>> torch.allclose(dot(A(x), y), dot(x, A.H(y)))
+        True
+    """
 
     outer: LinearOperator
     inner: LinearOperator
@@ -277,7 +312,14 @@ class LinearComposition(LinearOperator):
 
 
 class LinearSum(LinearOperator):
-    """``first + second``, two linear operators between the same spaces."""
+    """``first + second``, two linear operators between the same spaces.
+
+    Example:
+        >>> from invdiff.operators import Identity
+        >>> A = Identity((1, 1, 2)) + 2.0 * Identity((1, 1, 2))
+        >>> A(torch.tensor([[[1.0, 2.0]]])).tolist()
+        [[[3.0, 6.0]]]
+    """
 
     def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
         def key(A: Operator) -> tuple:
@@ -301,7 +343,14 @@ class LinearSum(LinearOperator):
 
 
 class Scaled(LinearOperator):
-    """``scale * operator`` with a real or complex number."""
+    """``scale * operator`` with a real or complex number.
+
+    Example:
+        >>> from invdiff.operators import Identity
+        >>> A = 3.0 * Identity((1, 1, 2))
+        >>> A(torch.ones(1, 1, 2)).tolist(), A.pinv(torch.ones(1, 1, 2) * 6).tolist()
+        ([[[3.0, 3.0]]], [[[2.0, 2.0]]])
+    """
 
     def __init__(self, operator: LinearOperator, scale: complex) -> None:
         if isinstance(scale, complex) and not (operator.in_complex and operator.out_complex):
@@ -358,6 +407,12 @@ class Affine(Operator):
     Args:
         linear: the linear part ``L``.
         constant: tensor of shape ``linear.out_shape``.
+
+    Example:
+        >>> from invdiff.operators import Affine, Identity
+        >>> A = Affine(2.0 * Identity((1, 1, 2)), torch.ones(1, 1, 2))
+        >>> A(torch.tensor([[[0.0, 3.0]]])).tolist()
+        [[[1.0, 7.0]]]
     """
 
     def __init__(self, linear: LinearOperator, constant: Tensor) -> None:
@@ -378,7 +433,14 @@ class Affine(Operator):
 
 
 class Identity(LinearOperator):
-    """``y = x``: denoising."""
+    """``y = x``: denoising.
+
+    Example:
+        >>> from invdiff.operators import Identity
+        >>> A, x = Identity((1, 2, 2)), torch.rand(3, 1, 2, 2)
+        >>> torch.equal(A(x), x)
+        True
+    """
 
     has_closed_form_prox = True
 
@@ -405,7 +467,14 @@ class Identity(LinearOperator):
 
 
 class RealAsComplex(LinearOperator):
-    """A real image ``(channel, ...)`` as a complex one with zero phase; the adjoint takes the real part."""
+    """A real image ``(channel, ...)`` as a complex one with zero phase; the adjoint takes the real part.
+
+    Example:
+        >>> from invdiff.operators import RealAsComplex
+        >>> A = RealAsComplex((1, 1, 1))
+        >>> A(torch.tensor([[[2.0]]])).tolist(), A.H(torch.tensor([[[3 + 4j]]])).tolist()
+        ([[[(2+0j)]]], [[[3.0]]])
+    """
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape, shape, out_complex=True)
@@ -423,6 +492,12 @@ class ViewAsComplex(LinearOperator):
 
     Args:
         shape: shape of the complex image, ``(1, [z,] y, x)``; the input is ``(2, [z,] y, x)``.
+
+    Example:
+        >>> from invdiff.operators import ViewAsComplex
+        >>> A = ViewAsComplex((1, 1, 1))
+        >>> A.in_shape, A(torch.tensor([[[3.0]], [[4.0]]])).tolist()
+        ((2, 1, 1), [[[(3+4j)]]])
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
@@ -465,7 +540,13 @@ class _WithAdjoint(torch.autograd.Function):
 
 
 def dot(u: Tensor, v: Tensor) -> Tensor:
-    """Real inner product ``Re <u, v>`` over all entries."""
+    """Real inner product ``Re <u, v>`` over all entries.
+
+    Example:
+        >>> from invdiff.operators import dot
+        >>> float(dot(torch.tensor([1 + 1j]), torch.tensor([1j])))  # Re (1 - i) i
+        1.0
+    """
     return (u.conj() * v).real.sum()
 
 

@@ -18,6 +18,14 @@ class Blur(LinearOperator):
     Args:
         psf: (y, x), centred at ``(y // 2, x // 2)``, no larger than the image; sum 1 keeps the mean.
         shape: image shape, (channel, y, x).
+
+    Example:
+        >>> from invdiff.operators import Blur, gaussian_psf
+        >>> psf = gaussian_psf(1.0, 5).float()
+        >>> point = torch.zeros(1, 9, 9)
+        >>> point[0, 4, 4] = 1.0
+        >>> torch.allclose(Blur(psf, (1, 9, 9))(point)[0, 2:7, 2:7], psf, atol=1e-6)
+        True
     """
 
     has_closed_form_prox = True
@@ -75,6 +83,14 @@ class SpaceVaryingBlur(LinearOperator):
         psfs: (n, y, x), each centred at ``(y // 2, x // 2)``, no larger than the image.
         weights: (n, ny, nx), how much of each PSF applies where; see :func:`interpolation_weights`.
         shape: image shape, (channel, ny, nx).
+
+    Example:
+        >>> from invdiff.operators import SpaceVaryingBlur, gaussian_psf, interpolation_weights
+        >>> psfs = torch.stack([gaussian_psf(0.5, 5), gaussian_psf(1.5, 5)])  # sharper on the left
+        >>> A = SpaceVaryingBlur(psfs, interpolation_weights((1, 2), (16, 16)), (1, 16, 16))
+        >>> x = torch.rand(1, 16, 16)
+        >>> torch.allclose(A(x).sum(), x.sum())
+        True
     """
 
     def __init__(self, psfs: Tensor, weights: Tensor, shape: tuple[int, int, int]) -> None:
@@ -108,6 +124,11 @@ class Pad(LinearOperator):
         shape: (channel, y, x).
         margin: pixels on each side.
         mode: "reflect", "replicate", "circular" or "constant".
+
+    Example:
+        >>> from invdiff.operators import Pad
+        >>> Pad((1, 1, 2), 1, "replicate")(torch.tensor([[[1.0, 2.0]]]))[0, 0].tolist()
+        [1.0, 1.0, 2.0, 2.0]
     """
 
     def __init__(self, shape: tuple[int, int, int], margin: int, mode: str = "reflect") -> None:
@@ -120,7 +141,13 @@ class Pad(LinearOperator):
 
 
 class Crop(LinearOperator):
-    """Cut ``margin`` pixels off each side of a (channel, y, x) image."""
+    """Cut ``margin`` pixels off each side of a (channel, y, x) image.
+
+    Example:
+        >>> from invdiff.operators import Crop
+        >>> Crop((1, 4, 4), 1)(torch.arange(16.0).reshape(1, 4, 4)).tolist()
+        [[[5.0, 6.0], [9.0, 10.0]]]
+    """
 
     def __init__(self, shape: tuple[int, int, int], margin: int) -> None:
         c, ny, nx = shape
@@ -138,7 +165,15 @@ class Crop(LinearOperator):
 
 
 def reflect_blur(psf: Tensor, shape: tuple[int, int, int]) -> LinearOperator:
-    """Blur with mirrored borders, the convention of the deblurring benchmarks: ``Crop @ Blur @ Pad``."""
+    """Blur with mirrored borders, the convention of the deblurring benchmarks: ``Crop @ Blur @ Pad``.
+
+    Example:
+        >>> from invdiff.operators import gaussian_psf, reflect_blur
+        >>> ramp = torch.arange(8.0).expand(1, 8, 8)
+        >>> y = reflect_blur(gaussian_psf(1.0, 3), (1, 8, 8))(ramp)
+        >>> torch.allclose(y[..., 1:-1], ramp[..., 1:-1], atol=1e-5)  # nothing wraps around
+        True
+    """
     c, ny, nx = shape
     margin = max(psf.shape) // 2
     padded = (c, ny + 2 * margin, nx + 2 * margin)
@@ -153,6 +188,12 @@ def gaussian_psf(sigma: float | tuple[float, float], size: int, *, angle: float 
     Args:
         sigma: standard deviation in pixels; for an anisotropic PSF the pair (along, across).
         angle: rad, from the x axis towards the y axis, of the direction "along".
+
+    Example:
+        >>> from invdiff.operators import gaussian_psf
+        >>> psf = gaussian_psf((2.0, 1.0), 9)
+        >>> round(float(psf.sum()), 5), bool(psf[4, 6] > psf[6, 4])  # longer along x
+        (1.0, True)
     """
     along, across = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     if not (along > 0 and across > 0 and size >= 1):
@@ -176,6 +217,13 @@ def motion_psf(size: int, *, seed: int, smoothness: float = 0.3) -> Tensor:
         size: pixels, at least 3; it alone sets how strong the blur is.
         seed: draws the path.
         smoothness: correlation time as a fraction of the exposure; large is straight, small is shaky.
+
+    Example:
+        >>> from invdiff.operators import motion_psf
+        >>> psf = motion_psf(15, seed=0)
+        >>> x = torch.arange(15.0) - 7
+        >>> round(float(psf.sum()), 4), bool((psf.sum(0) * x).sum().abs() < 1e-3)  # the centroid is the centre
+        (1.0, True)
     """
     if size < 3 or not smoothness > 0:
         raise ValueError(f"Need size >= 3 and smoothness > 0, got {size=}, {smoothness=}.")
@@ -207,6 +255,12 @@ def interpolation_weights(grid: tuple[int, int], image_shape: tuple[int, int]) -
     Returns:
         (grid[0] * grid[1], ny, nx), row by row: 1 at the centre of the own patch, raised cosines to 0 at the
         neighbouring centres, constant beyond the outermost centres.
+
+    Example:
+        >>> from invdiff.operators import interpolation_weights
+        >>> weights = interpolation_weights((2, 3), (12, 18))
+        >>> tuple(weights.shape), bool(((weights.sum(0) - 1).abs() < 1e-6).all())
+        ((6, 12, 18), True)
     """
     if min(grid) < 1 or grid[0] > image_shape[0] or grid[1] > image_shape[1]:
         raise ValueError(f"grid must lie between 1 and the image's {tuple(image_shape)}, got {tuple(grid)}.")

@@ -50,6 +50,16 @@ class CT(LinearOperator):
         TypeError: geometry is none of these.
         MemoryError: the matrices do not fit the budget, and there is no projector without a matrix for the geometry.
             The message says what would fit.
+
+    Example:
+        >>> from math import pi
+        >>> from invdiff.operators import CT, ParallelBeam
+        >>> beam = ParallelBeam(
+        ...     image_shape=(8, 8), pixel_size=1.0, angles=(0.0, pi / 2), n_detectors=8, detector_spacing=1.0
+        ... )
+        >>> y = CT(beam)(torch.full((1, 8, 8), 0.02))
+        >>> tuple(y.shape), round(float(y[0, 0, 4]), 4)  # 8 mm of 0.02 / mm
+        ((1, 2, 8), 0.16)
     """
 
     adjoint_as_backward = True

@@ -36,6 +36,15 @@ class CT3D(LinearOperator):
 
     Raises:
         TypeError: geometry is neither of the two.
+
+    Example:
+        >>> from invdiff.operators import CT3D, ParallelBeam3D
+        >>> beam = ParallelBeam3D(
+        ...     image_shape=(4, 8, 8), voxel_size=1.0, angles=(0.0,), detector_shape=(4, 8), detector_spacing=1.0
+        ... )
+        >>> y = CT3D(beam)(torch.full((1, 4, 8, 8), 0.02))
+        >>> tuple(y.shape), round(float(y[0, 0, 2, 4]), 4)  # 8 mm of 0.02 / mm
+        ((1, 1, 4, 8), 0.16)
     """
 
     adjoint_as_backward = True

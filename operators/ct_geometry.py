@@ -134,6 +134,12 @@ class ParallelBeam(_Beam):
 
     Raises:
         ValueError: empty, non-finite or non-positive arguments.
+
+    Example:
+        >>> from invdiff.operators import CT, ParallelBeam
+        >>> beam = ParallelBeam.covering((32, 32), 0.5, n_views=24)
+        >>> CT(beam).out_shape[1] == beam.n_views == 24
+        True
     """
 
     @classmethod
@@ -255,6 +261,17 @@ class FanBeam(_Fan):
 
     Raises:
         ValueError: empty, non-finite or non-positive arguments; a source or detector that would enter the image.
+
+    Example:
+        >>> from invdiff.operators import CT, FanBeam
+        >>> beam = FanBeam(
+        ...     image_shape=(9, 9), pixel_size=1.0, angles=(0.0, 0.1), n_detectors=9, detector_spacing=2.0,
+        ...     source_origin=50.0, source_detector=100.0,
+        ... )
+        >>> beam.magnification
+        2.0
+        >>> round(float(CT(beam)(torch.full((1, 9, 9), 0.02))[0, 0, 4]), 4)  # the central ray: 9 mm of 0.02 / mm
+        0.18
     """
 
     @staticmethod
@@ -286,6 +303,15 @@ class CurvedFanBeam(_Fan):
     Raises:
         ValueError: empty, non-finite or non-positive arguments; a source or detector that would enter the image; a
             fan of 180 degrees or more.
+
+    Example:
+        >>> from invdiff.operators import CT, CurvedFanBeam
+        >>> beam = CurvedFanBeam(
+        ...     image_shape=(9, 9), pixel_size=1.0, angles=(0.0, 0.1), n_detectors=9, detector_spacing=2.0,
+        ...     source_origin=50.0, source_detector=100.0,
+        ... )
+        >>> round(float(CT(beam)(torch.full((1, 9, 9), 0.02))[0, 0, 4]), 4)  # the central ray: 9 mm of 0.02 / mm
+        0.18
     """
 
     def __post_init__(self) -> None:
@@ -325,6 +351,15 @@ class VectorBeam(_Grid):
     Raises:
         ValueError: shapes that do not fit, non-finite numbers, zero vectors, both or neither of sources and
             directions, a source on the detector's line or inside the image.
+
+    Example:
+        >>> from invdiff.operators import CT, VectorBeam
+        >>> beam = VectorBeam(
+        ...     image_shape=(9, 9), pixel_size=1.0, n_detectors=9, detectors=((0.0, 20.0),), axes=((1.0, 0.0),),
+        ...     directions=((0.0, 1.0),),
+        ... )
+        >>> round(float(CT(beam)(torch.full((1, 9, 9), 0.02))[0, 0, 4]), 4)  # 9 mm of 0.02 / mm
+        0.18
     """
 
     n_detectors: int

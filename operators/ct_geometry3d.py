@@ -116,6 +116,15 @@ class ParallelBeam3D(_Beam3D):
 
     Raises:
         ValueError: empty, non-finite or non-positive arguments.
+
+    Example:
+        >>> from invdiff.operators import CT3D, ParallelBeam3D
+        >>> beam = ParallelBeam3D(
+        ...     image_shape=(4, 8, 8), voxel_size=1.0, angles=(0.0, 0.5, 1.0), detector_shape=(4, 12),
+        ...     detector_spacing=1.0,
+        ... )
+        >>> CT3D(beam).out_shape
+        (1, 3, 4, 12)
     """
 
     @property
@@ -143,6 +152,16 @@ class ConeBeam(_Beam3D):
 
     Raises:
         ValueError: empty, non-finite or non-positive arguments; a source or detector that would enter the volume.
+
+    Example:
+        >>> from invdiff.operators import CT3D, ConeBeam
+        >>> beam = ConeBeam(
+        ...     image_shape=(5, 9, 9), voxel_size=1.0, angles=(0.0,), detector_shape=(5, 9), detector_spacing=2.0,
+        ...     source_origin=50.0, source_detector=100.0,
+        ... )
+        >>> y = CT3D(beam)(torch.full((1, 5, 9, 9), 0.02))
+        >>> round(float(y[0, 0, 2, 4]), 4)  # the central ray: 9 mm of 0.02 / mm
+        0.18
     """
 
     source_origin: float

@@ -22,6 +22,12 @@ class Matrix(LinearOperator):
     Raises:
         ValueError: the matrix does not have that shape, or is not finite.
         TypeError: the matrix is complex.
+
+    Example:
+        >>> from invdiff.operators import Matrix
+        >>> A = Matrix(torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.0, 2.0]]), (1, 1, 2), (3,))
+        >>> A(torch.tensor([[[3.0, 1.0]]])).tolist()
+        [4.0, 2.0, 2.0]
     """
 
     def __init__(self, matrix: Tensor, in_shape: Sequence[int], out_shape: Sequence[int]) -> None:

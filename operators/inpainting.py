@@ -17,6 +17,12 @@ class Inpainting(LinearOperator):
     Args:
         mask: bool, (channel, y, x): True where a pixel is measured.
         in_complex: whether images, and so data, are complex.
+
+    Example:
+        >>> from invdiff.operators import Inpainting
+        >>> A = Inpainting(torch.tensor([[[True, False]]]))
+        >>> A(torch.tensor([[[2.0, 3.0]]])).tolist()
+        [[[2.0, 0.0]]]
     """
 
     has_closed_form_prox = True
@@ -51,7 +57,13 @@ class Inpainting(LinearOperator):
 
 
 def random_pixels(shape: tuple[int, ...], fraction: float, *, seed: int) -> Tensor:
-    """Mask (\\*shape) with exactly ``floor(fraction * pixels)`` pixels seen in all channels alike."""
+    """Mask (\\*shape) with exactly ``floor(fraction * pixels)`` pixels seen in all channels alike.
+
+    Example:
+        >>> from invdiff.operators import random_pixels
+        >>> int(random_pixels((1, 10, 10), 0.25, seed=0).sum())
+        25
+    """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction of seen pixels must lie in (0, 1], got {fraction}.")
     n = shape[-2] * shape[-1]
@@ -65,6 +77,11 @@ def box_mask(shape: tuple[int, ...], size: tuple[int, int], *, seed: int, margin
     """Mask (\\*shape) that hides one box of ``size`` (y, x) pixels, at least ``margin`` pixels off the border.
 
     Where the box lies is drawn from ``seed``, uniformly, and is the same in all channels.
+
+    Example:
+        >>> from invdiff.operators import box_mask
+        >>> int((~box_mask((1, 16, 16), (4, 5), seed=0)).sum())
+        20
     """
     room = [n - 2 * margin - k for n, k in zip(shape[-2:], size, strict=True)]
     if min(room) < 0 or min(size) < 1 or margin < 0:
@@ -86,6 +103,12 @@ def brush_mask(shape: tuple[int, ...], fraction: float, *, seed: int, width: flo
     Args:
         fraction: largest fraction of pixels seen; the last piece may hide a little more.
         width: largest width of the brush in pixels (default: an eighth of the image's shorter side).
+
+    Example:
+        >>> from invdiff.operators import brush_mask
+        >>> mask = brush_mask((1, 32, 32), 0.7, seed=0)
+        >>> bool(mask.float().mean() <= 0.7)
+        True
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction of seen pixels must lie in (0, 1), got {fraction}.")

@@ -112,6 +112,14 @@ def from_deepinv(
     Raises:
         TypeError: not a deepinv physics, or one that does not take such images.
         ValueError: a ``LinearPhysics`` that is not linear.
+
+    Example:
+        >>> import deepinv  # the extra "deepinv"
+        >>> from invdiff.operators import from_deepinv
+        >>> mask = torch.tensor([[[1.0, 0.0]]])
+        >>> A = from_deepinv(deepinv.physics.Inpainting((1, 1, 2), mask=mask), (1, 1, 2))
+        >>> A(torch.ones(1, 1, 2)).tolist()
+        [[[1.0, 0.0]]]
     """
     from deepinv.physics import LinearPhysics, Physics
 
@@ -129,6 +137,13 @@ def to_deepinv(A: Operator) -> Any:
 
     Raises:
         TypeError: not an operator, or one on complex images.
+
+    Example:
+        >>> import deepinv  # the extra "deepinv"
+        >>> from invdiff.operators import BlockDownsample, to_deepinv
+        >>> physics = to_deepinv(BlockDownsample((1, 4, 4), 2))
+        >>> tuple(physics.A(torch.ones(1, 1, 4, 4)).shape)
+        (1, 1, 2, 2)
     """
     from deepinv.physics import LinearPhysics, Physics
 

@@ -14,12 +14,26 @@ MOST_LINES = 0.4  # fraction of lines up to which moving them is faster than tra
 
 
 def fft2c(x: Tensor) -> Tensor:
-    """Centred orthonormal FFT of the last two dimensions: zero frequency at ``(ny // 2, nx // 2)``."""
+    """Centred orthonormal FFT of the last two dimensions: zero frequency at ``(ny // 2, nx // 2)``.
+
+    Example:
+        >>> from invdiff.operators import fft2c
+        >>> k = fft2c(torch.ones(4, 4) + 0j)
+        >>> round(float(k[2, 2].real), 4), round(float(k.abs().sum()), 4)  # all of it at zero frequency
+        (4.0, 4.0)
+    """
     return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(x, (-2, -1)), norm="ortho"), (-2, -1))
 
 
 def ifft2c(k: Tensor) -> Tensor:
-    """Inverse of :func:`fft2c`."""
+    """Inverse of :func:`fft2c`.
+
+    Example:
+        >>> from invdiff.operators import fft2c, ifft2c
+        >>> x = torch.randn(3, 4, 5) + 0j
+        >>> torch.allclose(ifft2c(fft2c(x)), x, atol=1e-6)
+        True
+    """
     return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(k, (-2, -1)), norm="ortho"), (-2, -1))
 
 
@@ -36,6 +50,16 @@ class MultiCoilMRI(LinearOperator):
     Args:
         maps: coil sensitivities, (coil, y, x) or, for a volume, (coil, z, y, x), complex64.
         mask: sampled positions, bool, ([z,] y, x) or broadcastable to it (``(x,)``: whole columns).
+
+    Example:
+        >>> from invdiff.operators import MultiCoilMRI, birdcage_maps, equispaced_mask
+        >>> maps = birdcage_maps(4, (8, 8))
+        >>> A = MultiCoilMRI(maps, equispaced_mask(8, acceleration=2, center_fraction=0.25))
+        >>> A.out_shape, A.norm() <= 1
+        ((4, 8, 8), True)
+        >>> full, x = MultiCoilMRI(maps, torch.ones(8, dtype=torch.bool)), torch.rand(1, 8, 8) + 0j
+        >>> torch.allclose(full.H(full(x)), x, atol=1e-5)  # nothing is left out, and sum |maps|^2 = 1
+        True
     """
 
     adjoint_as_backward = True

@@ -18,6 +18,12 @@ def birdcage_maps(n_coils: int, shape: tuple[int, int], *, radius: float = 1.5) 
 
     Returns:
         complex64, (n_coils, y, x), with ``sum |S|^2 = 1`` in every pixel.
+
+    Example:
+        >>> from invdiff.operators import birdcage_maps
+        >>> maps = birdcage_maps(6, (16, 16))
+        >>> torch.allclose(maps.abs().square().sum(0), torch.ones(16, 16))
+        True
     """
     if radius <= 1:
         raise ValueError(f"The coils must lie outside the image: radius > 1, got {radius}.")
@@ -33,6 +39,12 @@ def noise_covariance(noise: Tensor) -> Tensor:
 
     Raises:
         ValueError: fewer than four samples per coil, from which no covariance can be inverted reliably.
+
+    Example:
+        >>> from invdiff.operators import noise_covariance
+        >>> noise = torch.tensor([[1, -1, 1, -1] * 2, [2, 2, -2, -2] * 2]) + 0j
+        >>> noise_covariance(noise).real.tolist()
+        [[1.0, 0.0], [0.0, 4.0]]
     """
     n = noise.flatten(1)
     if n.shape[1] < 4 * n.shape[0]:
@@ -53,6 +65,13 @@ def prewhiten(data: Tensor, covariance: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes that do not fit, or a matrix that is not Hermitian positive definite.
+
+    Example:
+        >>> from invdiff.operators import noise_covariance, prewhiten
+        >>> noise = torch.randn(3, 3) @ torch.randn(3, 1000) + 0j  # correlated coils
+        >>> white = prewhiten(noise, noise_covariance(noise))
+        >>> torch.allclose(noise_covariance(white), 2 * torch.eye(3) + 0j, atol=1e-3)  # 1 in each component
+        True
     """
     n_coils = data.shape[0]
     if tuple(covariance.shape) != (n_coils, n_coils):
@@ -78,6 +97,14 @@ def coil_compression(kspace: Tensor, n_virtual: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         compressed k-space (n_virtual, ...), and the matrix (n_virtual, coil) that made it, for maps.
+
+    Example:
+        >>> from invdiff.operators import coil_compression
+        >>> mixing, sources = torch.randn(6, 2) + 0j, torch.randn(2, 8, 8) + 0j  # six coils that see two signals
+        >>> kspace = torch.einsum("cs,syx->cyx", mixing, sources)
+        >>> compressed, matrix = coil_compression(kspace, 2)
+        >>> tuple(matrix.shape), torch.allclose(compressed.norm(), kspace.norm(), rtol=1e-4)  # nothing is lost
+        ((2, 6), True)
     """
     n_coils = kspace.shape[0]
     if not 1 <= n_virtual <= n_coils:
@@ -120,6 +147,14 @@ def espirit_maps(
 
     Raises:
         ValueError: a calibration region that is not fully sampled, or too small for the kernel.
+
+    Example:
+        >>> from invdiff.operators import birdcage_maps, dot, espirit_maps, fft2c
+        >>> truth = birdcage_maps(3, (24, 24))
+        >>> maps = espirit_maps(fft2c(truth), 16, kernel=4, crop=0.0)  # k-space of a constant image
+        >>> agreement = (maps.conj() * truth).sum(0).abs()  # 1 where they are equal up to the phase
+        >>> bool(agreement[4:-4, 4:-4].min() > 0.99)
+        True
     """
     if kspace.ndim != 3 or not kspace.is_complex():
         raise ValueError(f"kspace must be complex, (coil, y, x), got {kspace.dtype} of shape {tuple(kspace.shape)}.")

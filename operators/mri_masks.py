@@ -25,6 +25,12 @@ def random_mask(width: int, *, acceleration: float, center_fraction: float, seed
 
     Returns:
         bool, (width,).
+
+    Example:
+        >>> from invdiff.operators import random_mask
+        >>> mask = random_mask(320, acceleration=4, center_fraction=0.08, seed=0)
+        >>> bool(mask[148:172].all()), bool(50 < mask.sum() < 110)  # about 80
+        (True, True)
     """
     mask = _center(width, center_fraction)
     n_outer = _n_outer(mask, acceleration, "center_fraction")
@@ -37,6 +43,11 @@ def equispaced_mask(width: int, *, acceleration: int, center_fraction: float, of
 
     The centre comes on top, so more than ``width / acceleration`` columns are sampled
     (:func:`equispaced_fraction_mask` keeps to that number).
+
+    Example:
+        >>> from invdiff.operators import equispaced_mask
+        >>> equispaced_mask(12, acceleration=4, center_fraction=0.25).nonzero().flatten().tolist()
+        [0, 4, 5, 6, 7, 8]
     """
     mask = _center(width, center_fraction)
     mask[offset::acceleration] = True
@@ -48,6 +59,12 @@ def equispaced_fraction_mask(width: int, *, acceleration: float, center_fraction
 
     The fastMRI "equispaced_fraction" mask: with ``n_low`` columns in the centre the others are spaced by
     ``R (n - n_low) / (n - n_low R)``, rounded, from an offset drawn from ``seed``. Returns bool, (width,).
+
+    Example:
+        >>> from invdiff.operators import equispaced_fraction_mask
+        >>> mask = equispaced_fraction_mask(320, acceleration=4, center_fraction=0.08, seed=0)
+        >>> abs(int(mask.sum()) - 80) <= 2, bool(mask[148:172].all())
+        (True, True)
     """
     mask = _center(width, center_fraction)
     n_outer = _n_outer(mask, acceleration, "center_fraction")
@@ -73,6 +90,12 @@ def magic_mask(width: int, *, acceleration: int, center_fraction: float, offset:
 
     Raises:
         ValueError: acceleration 2 or less, for which both sides would sample the same frequencies.
+
+    Example:
+        >>> from invdiff.operators import magic_mask
+        >>> columns = magic_mask(16, acceleration=4, center_fraction=0.0).nonzero().flatten() - 8
+        >>> sorted(set(columns.tolist()) & set((-columns).tolist()))  # no frequency is sampled with its mirror image
+        []
     """
     if acceleration <= 2:
         raise ValueError(f"acceleration must be an integer above 2, got {acceleration}.")
@@ -109,6 +132,12 @@ def poisson_disc_mask(
 
     Raises:
         ValueError: the centre alone takes more points, or the acceleration cannot be met.
+
+    Example:
+        >>> from invdiff.operators import poisson_disc_mask
+        >>> mask = poisson_disc_mask((32, 32), acceleration=4, calibration=(8, 8), seed=0)
+        >>> abs(1024 / int(mask.sum()) - 4) < 0.12, bool(mask[12:20, 12:20].all())
+        (True, True)
     """
     center = _center_block(shape, calibration)
     goal = int(center.sum()) + _n_outer(center, acceleration, "calibration")
@@ -154,6 +183,11 @@ def gaussian_mask(
 
     Returns:
         bool, shape ``shape``.
+
+    Example:
+        >>> from invdiff.operators import gaussian_mask
+        >>> int(gaussian_mask((32, 32), acceleration=4, calibration=(8, 8), seed=0).sum())
+        256
     """
     if not std > 0:
         raise ValueError(f"std must be positive, got {std}.")

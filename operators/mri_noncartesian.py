@@ -23,6 +23,15 @@ class NonCartesianMRI(LinearOperator):
         maps: coil sensitivities, (coil, y, x), complex64.
         trajectory: (..., 2), (ky, kx) in cycles per field of view, within half the image size; leading dimensions
             (readouts, samples) are flattened.
+
+    Example:
+        >>> from invdiff.operators import NonCartesianMRI, fft2c
+        >>> k = torch.arange(-4.0, 4.0)
+        >>> grid = torch.stack(torch.meshgrid(k, k, indexing="ij"), -1)  # here the Cartesian grid, to compare
+        >>> A = NonCartesianMRI(torch.ones(1, 8, 8, dtype=torch.complex64), grid)
+        >>> x = torch.rand(1, 8, 8) + 0j
+        >>> torch.allclose(A(x), fft2c(x).reshape(1, 64), atol=1e-4)
+        True
     """
 
     adjoint_as_backward = True
@@ -72,6 +81,15 @@ class ToeplitzMRI(LinearOperator):
     Args:
         maps: coil sensitivities, (coil, y, x), complex.
         spectrum: FFT of the point spread function over twice the image size, (2 y, 2 x), real.
+
+    Example:
+        >>> from invdiff.operators import NonCartesianMRI, birdcage_maps, radial_trajectory
+        >>> A = NonCartesianMRI(birdcage_maps(2, (8, 8)), radial_trajectory(8, n_spokes=5))
+        >>> type(A.gram).__name__
+        'ToeplitzMRI'
+        >>> x = torch.rand(1, 8, 8) + 0j
+        >>> torch.allclose(A.gram(x), A.H(A(x)), atol=1e-2)
+        True
     """
 
     def __init__(self, maps: Tensor, spectrum: Tensor) -> None:
@@ -104,6 +122,15 @@ def gridding(A: NonCartesianMRI, y: Tensor) -> Tensor:
     """Direct reconstruction ``A^H (w y)`` of (..., coil, n_samples), w the density compensation.
 
     For a fully sampled trajectory and maps with ``sum |S|^2 = 1`` it is the image, blurred to the disc that is sampled.
+
+    Example:
+        >>> from invdiff.operators import NonCartesianMRI, gridding
+        >>> k = torch.arange(-4.0, 4.0)
+        >>> grid = torch.stack(torch.meshgrid(k, k, indexing="ij"), -1)
+        >>> A = NonCartesianMRI(torch.ones(1, 8, 8, dtype=torch.complex64), grid)
+        >>> x = torch.rand(1, 8, 8) + 0j
+        >>> bool((gridding(A, A(x)) - x).abs().max() < 0.05)
+        True
     """
     weights = density_compensation(A.trajectory, (A.in_shape[1], A.in_shape[2]))
     return A.H(weights.to(dtype=A.dtype, device=A.device) * y)

@@ -22,6 +22,12 @@ def radial_trajectory(n: int, *, n_spokes: int, n_samples: int | None = None) ->
         n: pixels along each side of the image.
         n_spokes: Nyquist sampling at the rim takes ``pi / 2 * n``.
         n_samples: along each spoke, from -n/2 to just below n/2, zero included; default ``2 n``, twofold oversampled.
+
+    Example:
+        >>> from invdiff.operators import radial_trajectory
+        >>> k = radial_trajectory(16, n_spokes=5)
+        >>> tuple(k.shape), bool(k[:, 16].abs().max() < 1e-6)  # every spoke passes through zero
+        ((5, 32, 2), True)
     """
     return _spokes(n, n_samples, math.pi * torch.arange(n_spokes, dtype=torch.float64) / max(n_spokes, 1))
 
@@ -31,6 +37,12 @@ def golden_angle_trajectory(n: int, *, n_spokes: int, n_samples: int | None = No
 
     Winkelmann et al., "An optimal radial profile order based on the golden ratio for time-resolved MRI", IEEE
     Transactions on Medical Imaging 26 (2007). Arguments as in :func:`radial_trajectory`.
+
+    Example:
+        >>> from invdiff.operators import golden_angle_trajectory
+        >>> k = golden_angle_trajectory(16, n_spokes=5)
+        >>> tuple(k.shape), bool(k.abs().max() <= 8)
+        ((5, 32, 2), True)
     """
     return _spokes(n, n_samples, GOLDEN_ANGLE * torch.arange(n_spokes, dtype=torch.float64))
 
@@ -45,6 +57,12 @@ def spiral_trajectory(n: int, *, n_arms: int, n_samples: int | None = None, acce
         n: pixels along each side of the image.
         n_arms: interleaved arms.
         n_samples: along each arm; default: half a cycle per field of view apart.
+
+    Example:
+        >>> from invdiff.operators import spiral_trajectory
+        >>> k = spiral_trajectory(16, n_arms=2)
+        >>> k.shape[0], bool(k[:, 0].abs().max() < 1e-6), bool(k.norm(dim=-1).max() <= 8)
+        (2, True, True)
     """
     _check_positive(n=n, n_arms=n_arms, acceleration=acceleration)
     a = math.pi * n / (n_arms * acceleration)  # total angle of an arm

@@ -17,6 +17,11 @@ class Clip(Operator):
         shape: (channel, y, x).
         gain: multiplies the image before clipping.
         low, high: the range of the sensor, low < high.
+
+    Example:
+        >>> from invdiff.operators import Clip
+        >>> Clip((1, 1, 3))(torch.tensor([[[-0.75, 0.25, 0.75]]])).tolist()
+        [[[-1.0, 0.5, 1.0]]]
     """
 
     def __init__(self, shape: tuple[int, ...], gain: float = 2.0, low: float = -1.0, high: float = 1.0) -> None:
@@ -40,6 +45,11 @@ class Quantize(Operator):
     Args:
         shape: (channel, y, x).
         step: distance between levels, in image units, positive.
+
+    Example:
+        >>> from invdiff.operators import Quantize
+        >>> Quantize((1, 1, 3), 0.5)(torch.tensor([[[0.2, 0.3, 0.9]]])).tolist()
+        [[[0.0, 0.5, 1.0]]]
     """
 
     def __init__(self, shape: tuple[int, ...], step: float) -> None:

@@ -199,6 +199,13 @@ def density_compensation(trajectory: Tensor, shape: tuple[int, int], *, n_steps:
 
     Returns:
         float32, (n_samples,), positive.
+
+    Example:
+        >>> from invdiff.operators import density_compensation, radial_trajectory
+        >>> weights = density_compensation(radial_trajectory(16, n_spokes=25), (16, 16))
+        >>> per_spoke = weights.reshape(25, 32)
+        >>> bool(per_spoke[:, 16].max() < per_spoke[:, 8].min())  # the centre is sampled most densely
+        True
     """
     check_trajectory(trajectory, shape)
     G = kaiser_bessel_matrix(trajectory.double().cpu(), shape, 6)

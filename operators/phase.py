@@ -20,6 +20,13 @@ class Fourier(LinearOperator):
 
     Args:
         shape: (channel, y, x).
+
+    Example:
+        >>> from invdiff.operators import Fourier
+        >>> point = torch.zeros(1, 4, 4, dtype=torch.complex64)
+        >>> point[0, 2, 2] = 1.0  # in the centre: a flat spectrum
+        >>> torch.allclose(Fourier((1, 4, 4))(point), torch.full((1, 4, 4), 0.25 + 0j), atol=1e-6)
+        True
     """
 
     has_closed_form_prox = True
@@ -48,6 +55,11 @@ class Modulus(Operator):
 
     Args:
         shape: of the image, (channel, y, x).
+
+    Example:
+        >>> from invdiff.operators import Modulus
+        >>> Modulus((1, 1, 1))(torch.tensor([[[3 + 4j]]])).tolist()
+        [[[5.0]]]
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -71,6 +83,13 @@ def phase_retrieval(shape: tuple[int, int, int], margin: int) -> Operator:
     Args:
         shape: (channel, y, x); every channel is measured on its own.
         margin: pixels, at least 1: without padding, the magnitude says too little.
+
+    Example:
+        >>> from invdiff.operators import phase_retrieval
+        >>> A = phase_retrieval((1, 8, 8), 4)
+        >>> x = torch.rand(1, 8, 8)
+        >>> A.out_shape, torch.allclose(A(x), A(x.flip(-1, -2)), atol=1e-5)  # a turn by 180 degrees is not seen
+        ((1, 16, 16), True)
     """
     if margin < 1:
         raise ValueError(f"margin must be at least 1 pixel, got {margin}.")
@@ -85,6 +104,13 @@ def coded_phase_retrieval(masks: Tensor) -> Operator:
 
     Args:
         masks: complex, (n, y, x), for instance :func:`octanary_masks`.
+
+    Example:
+        >>> from invdiff.operators import coded_phase_retrieval, octanary_masks
+        >>> A = coded_phase_retrieval(octanary_masks(3, (8, 8), seed=0))
+        >>> x = torch.rand(1, 8, 8)
+        >>> A.out_shape, torch.allclose(A(x), A(-x))  # the sign is lost
+        ((3, 8, 8), True)
     """
     n, ny, nx = masks.shape
     coded = MultiCoilMRI(masks, torch.ones(ny, nx, dtype=torch.bool))
@@ -96,6 +122,12 @@ def octanary_masks(n: int, image_shape: tuple[int, int], *, seed: int) -> Tensor
 
     Entries ``b1 b2`` with b1 uniform in {1, -1, i, -i} and b2 equal to sqrt(1/2) with probability 4/5, else sqrt(3)
     (E. J. Candes, X. Li and M. Soltanolkotabi, Appl. Comput. Harmon. Anal. 39, 277-299, 2015).
+
+    Example:
+        >>> from invdiff.operators import octanary_masks
+        >>> masks = octanary_masks(2, (16, 16), seed=0)
+        >>> sorted({round(v, 2) for v in masks.abs().square().flatten().tolist()})
+        [0.5, 3.0]
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}.")

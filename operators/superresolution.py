@@ -20,6 +20,12 @@ class BlockDownsample(LinearOperator):
     Args:
         shape: image shape, (channel, y, x), y and x multiples of ``factor``.
         factor: integer, at least 1.
+
+    Example:
+        >>> from invdiff.operators import BlockDownsample
+        >>> x = torch.arange(8.0).reshape(1, 2, 4)
+        >>> BlockDownsample((1, 2, 4), 2)(x).tolist()  # the means of 0, 1, 4, 5 and of 2, 3, 6, 7
+        [[[2.5, 4.5]]]
     """
 
     has_closed_form_prox = True
@@ -59,6 +65,12 @@ class BicubicDownsample(LinearOperator):
     Args:
         shape: image shape, (channel, y, x), y and x multiples of ``factor``.
         factor: integer, at least 1.
+
+    Example:
+        >>> from invdiff.operators import BicubicDownsample
+        >>> y = BicubicDownsample((1, 8, 8), 4)(torch.ones(1, 8, 8))
+        >>> tuple(y.shape), torch.allclose(y, torch.ones(1, 2, 2))  # the mean is kept
+        ((1, 2, 2), True)
     """
 
     has_closed_form_prox = True
@@ -107,6 +119,13 @@ class BlurDownsample(LinearOperator):
         psf: (y, x), centred at ``(y // 2, x // 2)``, no larger than the image; sum 1 keeps the mean.
         shape: image shape, (channel, y, x), y and x multiples of ``factor``.
         factor: integer, at least 1.
+
+    Example:
+        >>> from invdiff.operators import Blur, BlurDownsample, gaussian_psf
+        >>> psf, x = gaussian_psf(1.0, 5), torch.rand(1, 8, 8)
+        >>> y = BlurDownsample(psf, (1, 8, 8), 2)(x)
+        >>> torch.allclose(y, Blur(psf, (1, 8, 8))(x)[:, ::2, ::2], atol=1e-6)
+        True
     """
 
     has_closed_form_prox = True

@@ -26,6 +26,16 @@ class SVD:
 
     The coefficients may be complex (Fourier operators); multiplying them by real factors that depend on s only,
     and going back, gives real images.
+
+    Example:
+        >>> from invdiff.operators import BlockDownsample
+        >>> A = BlockDownsample((1, 4, 4), 2)
+        >>> svd = A.svd()
+        >>> svd.singular_values.unique().tolist()
+        [0.5]
+        >>> x = torch.rand(1, 4, 4)
+        >>> torch.allclose(svd.project(x), A.pinv(A(x)), atol=1e-6)
+        True
     """
 
     singular_values: Tensor

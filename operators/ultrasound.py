@@ -114,6 +114,16 @@ class PlaneWaveRF(_PlaneWave):
 
     Raises:
         TypeError, ValueError: scan, pulse, f_number or aperture are not such.
+
+    Example:
+        >>> from invdiff.operators import PlaneWaveRF, PlaneWaveScan
+        >>> scan = PlaneWaveScan(
+        ...     image_shape=(1, 1), pixel_size=(0.1, 0.1), origin=(7.7, 0.0), element_positions=(-0.3, 0.0, 0.3),
+        ...     angles=(0.0,), start_times=0.0, n_samples=256, sampling_frequency=20e6, centre_frequency=5e6,
+        ... )
+        >>> echo = PlaneWaveRF(scan, f_number=0)(torch.ones(1, 1, 1))
+        >>> int(echo[0, 1].argmax())  # 2 * 7.7 mm / 1540 m/s * 20 MHz, below the middle element
+        200
     """
 
     iq = False
@@ -129,6 +139,17 @@ class PlaneWaveIQ(_PlaneWave):
 
     Args:
         scan, f_number, aperture, pulse, memory_budget: as in :class:`PlaneWaveRF`; the pulse may be complex.
+
+    Example:
+        >>> from invdiff.operators import PlaneWaveIQ, PlaneWaveScan, dot
+        >>> scan = PlaneWaveScan(
+        ...     image_shape=(4, 2), pixel_size=(0.3, 0.3), origin=(7.0, -0.15), element_positions=(-0.3, 0.0, 0.3),
+        ...     angles=(0.0, 0.1), start_times=0.0, n_samples=256, sampling_frequency=20e6, centre_frequency=5e6,
+        ... )
+        >>> A = PlaneWaveIQ(scan, f_number=0)
+        >>> x, y = torch.randn(1, 4, 2) + 0j, torch.randn(2, 3, 256) + 0j
+        >>> A.out_shape, torch.allclose(dot(A(x), y), dot(x, A.H(y)), atol=1e-3)
+        ((2, 3, 256), True)
     """
 
     iq = True
@@ -138,7 +159,18 @@ PlaneWave = PlaneWaveRF | PlaneWaveIQ
 
 
 def find_plane_wave(A: Operator) -> PlaneWave | None:
-    """The plane-wave operator in a composition, e.g. behind a mask or after :class:`ViewAsComplex`, if any."""
+    """The plane-wave operator in a composition, e.g. behind a mask or after :class:`ViewAsComplex`, if any.
+
+    Example:
+        >>> from invdiff.operators import Inpainting, PlaneWaveRF, PlaneWaveScan, find_plane_wave, slab_mask
+        >>> scan = PlaneWaveScan(
+        ...     image_shape=(2, 2), pixel_size=(0.3, 0.3), origin=(7.0, -0.15), element_positions=(-0.3, 0.0, 0.3),
+        ...     angles=(0.0,), start_times=0.0, n_samples=256, sampling_frequency=20e6, centre_frequency=5e6,
+        ... )
+        >>> A = PlaneWaveRF(scan)
+        >>> find_plane_wave(Inpainting(slab_mask(A.out_shape, 1, [0, 2])) @ A) is A
+        True
+    """
     if isinstance(A, PlaneWave):
         return A
     for name in ("outer", "inner"):
@@ -179,6 +211,12 @@ def gaussian_pulse(frequency: float, bandwidth: float, sampling_frequency: float
 
     Returns:
         Tensor of odd length, centred.
+
+    Example:
+        >>> from invdiff.operators import gaussian_pulse
+        >>> pulse = gaussian_pulse(5e6, 3e6, 40e6)
+        >>> len(pulse) % 2, round(float(pulse.square().sum()), 5), int(pulse.argmax()) == len(pulse) // 2
+        (1, 1.0, True)
     """
     if not (frequency >= 0 and bandwidth > 0 and sampling_frequency > 0):
         raise ValueError(
@@ -206,6 +244,16 @@ def pulse_psf(scan: PlaneWaveScan, bandwidth: float, *, f_number: float = 1.75) 
 
     Raises:
         ValueError: the rows are too far apart for the waves (more than a quarter of the wavelength).
+
+    Example:
+        >>> from invdiff.operators import PlaneWaveScan, pulse_psf
+        >>> scan = PlaneWaveScan(
+        ...     image_shape=(64, 32), pixel_size=(0.03, 0.1), origin=(5.0, -1.55), element_positions=(-0.3, 0.0, 0.3),
+        ...     angles=(0.0,), start_times=0.0, n_samples=512, sampling_frequency=20e6, centre_frequency=5e6,
+        ... )
+        >>> psf = pulse_psf(scan, 3e6)
+        >>> round(float(psf.square().sum()), 4), [n % 2 for n in psf.shape]
+        (1.0, [1, 1])
     """
     dz, dx = scan.pixel_size
     if dz > scan.wavelength / 4:
@@ -227,6 +275,11 @@ def slab_mask(shape: Iterable[int], dim: int, kept: Iterable[int]) -> Tensor:
 
     On channel data ``A.out_shape``, ``dim=0`` keeps transmits and ``dim=1`` elements; on an image, ``dim=-1`` keeps
     scan lines. Masks combine with ``&``; use them as ``Inpainting(mask) @ A``, for IQ data with ``in_complex=True``.
+
+    Example:
+        >>> from invdiff.operators import slab_mask
+        >>> slab_mask((3, 1, 2), 0, [0, 2]).tolist()
+        [[[True, True]], [[False, False]], [[True, True]]]
     """
     mask = torch.zeros(tuple(shape), dtype=torch.bool)
     n = mask.shape[dim]

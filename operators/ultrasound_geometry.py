@@ -35,6 +35,15 @@ class PlaneWaveScan:
 
     Raises:
         ValueError: empty, non-finite or impossible arguments.
+
+    Example:
+        >>> from invdiff.operators import PlaneWaveScan
+        >>> scan = PlaneWaveScan(
+        ...     image_shape=(64, 32), pixel_size=(0.1, 0.3), origin=(5.0, -4.65), element_positions=(-0.3, 0.0, 0.3),
+        ...     angles=(0.0,), start_times=0.0, n_samples=512, sampling_frequency=20e6, centre_frequency=5e6,
+        ... )
+        >>> f"{scan.wavelength:.3f} mm"  # 1540 m/s / 5 MHz
+        '0.308 mm'
     """
 
     image_shape: tuple[int, int]

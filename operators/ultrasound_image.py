@@ -19,6 +19,12 @@ class Envelope(Operator):
         shape: of the image.
         in_complex: whether the image is IQ.
         floor: positive, in the units of the image, well below what matters in it.
+
+    Example:
+        >>> from invdiff.operators import Envelope
+        >>> iq = torch.full((1, 2, 2), 3 + 4j)
+        >>> Envelope((1, 2, 2), in_complex=True)(iq).unique().tolist()
+        [5.0]
     """
 
     def __init__(self, shape: tuple[int, ...], in_complex: bool = False, floor: float = 1e-6) -> None:
@@ -41,6 +47,12 @@ class LogCompression(Operator):
         shape: of the image.
         reference: the envelope that is 0 dB.
         dynamic_range: dB.
+
+    Example:
+        >>> from invdiff.operators import LogCompression
+        >>> y = LogCompression((1, 1, 3))(torch.tensor([[[1.0, 0.1, 0.0]]]))
+        >>> [round(v, 1) for v in y.flatten().tolist()]
+        [0.0, -20.0, -60.0]
     """
 
     def __init__(self, shape: tuple[int, ...], reference: float = 1.0, dynamic_range: float = 60.0) -> None:
@@ -62,6 +74,12 @@ class Haze(LinearOperator):
     Args:
         shape: of one image, (1, z, x).
         level: share of the haze, in [0, 1].
+
+    Example:
+        >>> from invdiff.operators import Haze
+        >>> tissue, haze = torch.ones(1, 2, 2), torch.zeros(1, 2, 2)
+        >>> Haze((1, 2, 2), 0.25)(torch.cat([tissue, haze])).unique().tolist()
+        [0.75]
     """
 
     has_closed_form_prox = True

@@ -46,6 +46,20 @@ class DAPS:
         sigma_max, sigma_min: first and last non-zero end of the annealing grid (rho = 7).
         sigma_ode: where the ODE stops.
         kernel: draws x0 given x_t and y.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import DAPS
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.01))
+        >>> p = DAPS(n_anneal=50)(prior, m, n_samples=32, seed=0)
+        >>> bool((p.mean[seen] - 0.6).abs().max() < 0.05), bool(p.std[~seen].mean() > p.std[seen].mean())
+        (True, True)
+        >>> p.nfe
+        50.0
     """
 
     n_anneal: int = 100

@@ -35,6 +35,18 @@ class DDRM:
         eta: fresh noise in directions that the data do not determine, in [0, 1].
         eta_b: weight of the data where they are more precise than the diffusion state, in [0, 1].
         grid: noise levels.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import DDRM
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.01))
+        >>> p = DDRM(n_steps=20)(prior, m, n_samples=32)
+        >>> bool((p.mean[seen] - 0.6).abs().max() < 0.05), bool(p.std[~seen].mean() > p.std[seen].mean())
+        (True, True)
     """
 
     n_steps: int = 20

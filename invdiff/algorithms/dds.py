@@ -38,6 +38,18 @@ class DDS:
         gamma: weight of ``|A x - y|^2`` against ``|x - x0|^2``; None: from the noise (deviation 1).
         sigma_data: sd, for ``gamma = None``, in model units.
         grid: noise levels.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import DDS
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.01))
+        >>> p = DDS(n_steps=20)(prior, m, n_samples=32)
+        >>> bool((p.mean[seen] - 0.6).abs().max() < 0.05), bool(p.std[~seen].mean() > p.std[seen].mean())
+        (True, True)
     """
 
     n_steps: int = 50

@@ -34,6 +34,18 @@ class DiffPIR:
         zeta: share of fresh noise in the renoising, in [0, 1].
         grid: noise levels.
         n_cg, tolerance: conjugate gradients, where the operator has no closed form.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import DiffPIR
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.01))
+        >>> p = DiffPIR(n_steps=20)(prior, m, n_samples=32)
+        >>> bool((p.mean[seen] - 0.6).abs().max() < 0.05), bool(p.std[~seen].mean() > p.std[seen].mean())
+        (True, True)
     """
 
     n_steps: int = 100

@@ -42,6 +42,18 @@ class DPS:
         n_steps: T, ancestral steps on the DDPM schedule (1000 in the paper).
         guidance_scale: zeta, of the gradient of ``|y - A(x0_hat)|_2`` in the state v_t.
         clip: clip x0_hat to [-1, 1], gradient included (the released code does).
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import DPS
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.01))
+        >>> p = DPS(n_steps=100)(prior, m, n_samples=32)
+        >>> bool((p.mean[seen] - 0.6).abs().max() < 0.05), bool(p.std[~seen].mean() > p.std[seen].mean())
+        (True, True)
     """
 
     n_steps: int = 1000

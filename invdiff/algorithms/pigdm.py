@@ -41,6 +41,18 @@ class PiGDM:
         covariance: of x0 given the noisy state.
         grid: noise levels.
         paper_guidance: the paper's update (deviation 1).
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import PiGDM
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.5))
+        >>> p = PiGDM(n_steps=30)(prior, m, n_samples=64)
+        >>> bool((p.mean[seen].mean() - 0.3).abs() < 0.05)  # exact: 0.6 / 4 / (1 / 4 + 1 / 4)
+        True
     """
 
     n_steps: int = 100

@@ -45,6 +45,19 @@ class PSLD:
         n_steps: T, ancestral steps on the DDPM schedule.
         eta: of the gradient of ``|y - A(Dec(z0_hat))|_2`` in the state z_t.
         gamma: of the gradient of ``|z0_hat - Enc(A^T y + (I - A^T A) Dec(z0_hat))|_2``.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import PSLD
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, LatentPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.01))
+        >>> prior = LatentPrior(torch.clone, torch.clone, prior, image_shape=(1, 4, 4))  # latents are the image here
+        >>> p = PSLD(n_steps=100)(prior, m, n_samples=32)
+        >>> bool((p.mean[seen] - 0.6).abs().max() < 0.1), bool(p.std[~seen].mean() > p.std[seen].mean())
+        (True, True)
     """
 
     n_steps: int = 1000

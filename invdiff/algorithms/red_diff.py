@@ -42,6 +42,18 @@ class REDDiff:
         lr: Adam's learning rate (beta = 0.9, 0.99), in model units.
         lam: lambda, weight of the regulariser.
         observation_weight: v, weight of the data term.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import REDDiff
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.01))
+        >>> p = REDDiff(n_steps=100)(prior, m, n_samples=8)
+        >>> bool((p.mean[seen] - 0.6).abs().max() < 0.05), p.nfe
+        (True, 100.0)
     """
 
     n_steps: int = 1000

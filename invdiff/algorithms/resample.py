@@ -69,6 +69,19 @@ class ReSample:
         tolerance: chi2 at which an optimisation stops.
         patience: it also stops when chi2 is no better than this many iterations ago.
         grid: noise levels.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import ReSample
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, LatentPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.01))
+        >>> prior = LatentPrior(torch.clone, torch.clone, prior, image_shape=(1, 4, 4))  # latents are the image here
+        >>> p = ReSample(n_steps=20, n_pixel=50, n_latent=50)(prior, m, n_samples=16)
+        >>> bool((p.mean[seen] - 0.6).abs().max() < 0.1), bool(p.std[~seen].mean() > p.std[seen].mean())
+        (True, True)
     """
 
     n_steps: int = 500

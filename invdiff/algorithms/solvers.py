@@ -27,7 +27,21 @@ Denoise = Callable[[Tensor, float], Tensor]
 
 
 class Solver(Protocol):
-    """Integrates from ``u`` at level ``sigmas[0]`` down to ``sigmas[-1] = 0``."""
+    """Integrates from ``u`` at level ``sigmas[0]`` down to ``sigmas[-1] = 0``.
+
+    Example:
+        >>> class Euler:
+        ...     def __call__(self, D, u, sigmas, run):
+        ...         for s, s_next in zip(sigmas[:-1], sigmas[1:]):
+        ...             u = u + (s_next - s) * (u - D(u, s)) / s
+        ...         return u
+        >>> from invdiff.algorithms.solvers import sample_prior
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> p = sample_prior(prior, 64, n_steps=50, solver=Euler())
+        >>> p.nfe, bool((p.std.mean() - 0.5).abs() < 0.1)
+        (50.0, True)
+    """
 
     def __call__(self, D: Denoise, u: Tensor, sigmas: Sequence[float], run: Run) -> Tensor: ...
 
@@ -36,6 +50,11 @@ def ddim_step(u: Tensor, x0: Tensor, s: float, s_next: float, eta: float, run: R
     """``u' = x0 + sqrt(s'^2 - v) (u - x0) / s + sqrt(v) z`` with ``v = eta^2 s'^2 (s^2 - s'^2) / s^2``.
 
     eta = 0: DDIM; eta = 1: the ancestral sampler (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16, in VE units).
+
+    Example:
+        >>> from invdiff.algorithms.solvers import ddim_step
+        >>> float(ddim_step(torch.tensor(3.0), torch.tensor(1.0), 2.0, 1.0, 0.0, None))  # x0 + s' / s (u - x0)
+        2.0
     """
     v = eta**2 * s_next**2 * (s**2 - s_next**2) / s**2
     u = x0 + (s_next**2 - v) ** 0.5 / s * (u - x0)
@@ -48,6 +67,11 @@ def ddpm_step(v: Tensor, x0: Tensor, s: float, s_next: float, run: Run) -> Tenso
 
     With ``abar = 1 / (1 + s^2)``, ``alpha = abar / abar'``, ``beta = 1 - alpha``,
     ``beta~ = (1 - abar') / (1 - abar) beta``.
+
+    Example:
+        >>> from invdiff.algorithms.solvers import ddpm_step
+        >>> round(float(ddpm_step(torch.tensor(3.0), torch.tensor(1.0), 2.0, 0.0, None)), 6)  # at s' = 0: x0
+        1.0
     """
     ab, ab_next = 1 / (1 + s**2), 1 / (1 + s_next**2)
     alpha = ab / ab_next
@@ -61,6 +85,11 @@ def matched_step(u: Tensor, x0: Tensor, s: float, s_next: float, sigma_data: flo
 
     DDIM's eta = 1 is sd = 0: in few steps it loses variance wherever the prior is wider than the steps (Bao et
     al. 2022, Analytic-DPM, arXiv 2201.06503).
+
+    Example:
+        >>> from invdiff.algorithms.solvers import matched_step
+        >>> float(matched_step(torch.tensor(3.0), torch.tensor(1.0), 2.0, 0.0, 0.5, None))  # at s' = 0: x0
+        1.0
     """
     u = x0 + (s_next / s) ** 2 * (u - x0)
     if s_next == 0:
@@ -71,7 +100,16 @@ def matched_step(u: Tensor, x0: Tensor, s: float, s_next: float, sigma_data: flo
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM:
-    """Denoising diffusion implicit model: first order, one evaluation per step. ``eta`` as in :func:`ddim_step`."""
+    """Denoising diffusion implicit model: first order, one evaluation per step. ``eta`` as in :func:`ddim_step`.
+
+    Example:
+        >>> from invdiff.algorithms.solvers import DDIM, sample_prior
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> p = sample_prior(prior, 64, n_steps=50, solver=DDIM(eta=0.5))
+        >>> p.nfe, bool((p.std.mean() - 0.5).abs() < 0.1)
+        (50.0, True)
+    """
 
     eta: float = 0.0
 
@@ -89,6 +127,14 @@ class DPMSolver2M:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order, one evaluation per step.
 
     With ``lambda = -log s``: the denoised image is extrapolated linearly in lambda; the last step is DDIM's.
+
+    Example:
+        >>> from invdiff.algorithms.solvers import DPMSolver2M, sample_prior
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> p = sample_prior(prior, 64, n_steps=50, solver=DPMSolver2M())
+        >>> p.nfe, bool((p.std.mean() - 0.5).abs() < 0.1)
+        (50.0, True)
     """
 
     def __call__(self, D: Denoise, u: Tensor, sigmas: Sequence[float], run: Run) -> Tensor:
@@ -106,7 +152,16 @@ class DPMSolver2M:
 
 @dataclass(frozen=True, kw_only=True)
 class Heun:
-    """Heun's method of Karras et al. 2022 (arXiv 2206.00364, algorithm 1): second order, ``2 n - 1`` evaluations."""
+    """Heun's method of Karras et al. 2022 (arXiv 2206.00364, algorithm 1): second order, ``2 n - 1`` evaluations.
+
+    Example:
+        >>> from invdiff.algorithms.solvers import Heun, sample_prior
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> p = sample_prior(prior, 64, n_steps=50, solver=Heun())
+        >>> p.nfe, bool((p.std.mean() - 0.5).abs() < 0.1)
+        (99.0, True)
+    """
 
     def __call__(self, D: Denoise, u: Tensor, sigmas: Sequence[float], run: Run) -> Tensor:
         for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -138,6 +193,14 @@ def sample_prior(
         solver: default :class:`Heun`.
         grid: default :class:`~invdiff.priors.KarrasGrid`.
         seed, item: select the random streams.
+
+    Example:
+        >>> from invdiff.algorithms.solvers import sample_prior
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> p = sample_prior(prior, 64, seed=0)
+        >>> tuple(p.samples.shape), bool(p.mean.mean().abs() < 0.1), bool((p.std.mean() - 0.5).abs() < 0.1)
+        ((64, 1, 4, 4), True, True)
     """
     solver, levels = solver or Heun(), (grid or KarrasGrid())(n_steps)
 

@@ -40,6 +40,18 @@ class TDS:
         n_particles: K, particles of each sample's filter.
         covariance: of x0 given the noisy state, in the twisting function.
         grid: noise levels.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.algorithms import TDS
+        >>> from invdiff.operators import Inpainting, random_pixels
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
+        >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
+        >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.5))
+        >>> p = TDS(n_steps=20, n_particles=4)(prior, m, n_samples=16)
+        >>> bool((p.mean[seen].mean() - 0.3).abs() < 0.1)  # exact: 0.6 / 4 / (1 / 4 + 1 / 4)
+        True
     """
 
     n_steps: int = 100

@@ -474,6 +474,28 @@ def run(
         LockedError: another run uses the store.
         StoreError: the store cannot be written; what it holds is intact.
         KeyError, ValueError: a prior is missing or does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from invdiff.benchmark import Plan, run
+        >>> text = '''
+        ... n_samples = 1
+        ... seeds = [0]
+        ... [[problem]]
+        ... make = "accelerated_mri"
+        ... with = { n_coils = [2, 4] }
+        ... prior = "brain-mri-128"
+        ... [[method]]
+        ... algorithm = "zero-filled"
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "plan.toml")
+        ...     _ = file.write_text(text)
+        ...     first = run(Plan.read(file), f"{folder}/results")
+        ...     again = run(Plan.read(file), f"{folder}/results")
+        >>> first.done, again.done  # the second run finds everything
+        (2, 0)
     """
     store = store if isinstance(store, Store) else Store(store, create=True)
     with store.lock():

@@ -146,6 +146,17 @@ class TaskSpec:
         version: of the package that defines the method.
         seed, n_samples: of the draw.
         keep: how many samples are stored.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from invdiff.benchmark import TaskSpec
+        >>> from invdiff.benchmark.plan import Recipe
+        >>> task = TaskSpec(
+        ...     recipe=Recipe("sparse_view_ct", {"n_views": 20}), data="", dtype="float32", prior="", prior_sha256="",
+        ...     method="fbp", parameters={"window": "hann"}, version="0.1.0", seed=0, n_samples=1, keep=1,
+        ... )
+        >>> len(task.key), task.key != replace(task, seed=1).key, TaskSpec.from_json(task.to_json()) == task
+        (64, True, True)
     """
 
     recipe: Recipe
@@ -255,6 +266,27 @@ class Plan:
         text: the file.
         problems, methods, seeds, keep: the grid.
         time_limit: seconds that a task may take, or None.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from invdiff.benchmark import Plan
+        >>> text = '''
+        ... n_samples = 8
+        ... seeds = [0, 1]
+        ... [[problem]]
+        ... make = "sparse_view_ct"
+        ... with = { n_views = [20, 40] }
+        ... prior = "ct-128"
+        ... [[method]]
+        ... algorithm = "daps"
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "plan.toml")
+        ...     _ = file.write_text(text)
+        ...     plan = Plan.read(file)
+        >>> plan.name, len(list(plan.cells()))  # two problems, two seeds
+        ('plan', 4)
     """
 
     name: str

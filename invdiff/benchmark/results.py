@@ -35,6 +35,28 @@ def load_results(store: str | Path | Store) -> pd.DataFrame:
     Raises:
         ImportError: pandas or pyarrow is missing (``pip install invdiff[bench]``).
         FileNotFoundError: no such store.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from invdiff.benchmark import Plan, load_results, run
+        >>> text = '''
+        ... n_samples = 1
+        ... seeds = [0]
+        ... [[problem]]
+        ... make = "accelerated_mri"
+        ... with = { n_coils = 2 }
+        ... prior = "brain-mri-128"
+        ... [[method]]
+        ... algorithm = "zero-filled"
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:  # a table needs the extra "bench"
+        ...     file = Path(folder, "plan.toml")
+        ...     _ = file.write_text(text)
+        ...     _ = run(Plan.read(file), f"{folder}/results")
+        ...     table = load_results(f"{folder}/results")
+        >>> table["algorithm"].tolist(), bool(table["psnr"][0] > 15)
+        (['zero-filled'], True)
     """
     try:
         import pandas as pd

@@ -91,6 +91,14 @@ class Store:
     Raises:
         FileNotFoundError: no such store, and ``create`` is False.
         ValueError: the folder holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> from invdiff.benchmark import Store
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = Store(f"{folder}/results", create=True)
+        ...     list(store.keys())
+        []
     """
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:

@@ -27,6 +27,17 @@ class CGSense:
         n_steps: iterations; stopping early regularises.
         weight: Tikhonov weight, for an operator of norm 1. None: the noise variance over the mean square of the
             zero-filled image (the Wiener weight of a white image of that power).
+
+    Example:
+        >>> from invdiff import ComplexGaussianNoise, Measurement
+        >>> from invdiff.classical import CGSense
+        >>> from invdiff.operators import MultiCoilMRI, RealAsComplex, birdcage_maps, equispaced_mask
+        >>> mask = equispaced_mask(16, acceleration=2, center_fraction=0.25)
+        >>> A = MultiCoilMRI(birdcage_maps(4, (16, 16)), mask) @ RealAsComplex((1, 16, 16))
+        >>> x = torch.rand(1, 16, 16)
+        >>> m = Measurement.simulate(x, A, ComplexGaussianNoise(1e-4), seed=0)
+        >>> bool((CGSense(n_steps=30)(None, m).mean - x).norm() < 0.02 * x.norm())  # every second line
+        True
     """
 
     n_steps: int = 15

@@ -22,6 +22,15 @@ class CGLS:
 
     Attributes:
         n_steps: iterations; stopping early regularises.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import CGLS
+        >>> from invdiff.operators import Matrix
+        >>> A = Matrix(torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), (1, 1, 2), (3,))
+        >>> x = CGLS(n_steps=2)(None, Measurement(torch.tensor([1.0, 4.0, 3.0]), A, GaussianNoise(0.1))).mean
+        >>> x.round(decimals=3).tolist()  # least squares, in as many steps as unknowns
+        [[[1.0, 2.0]]]
     """
 
     n_steps: int = 20

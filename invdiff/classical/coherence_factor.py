@@ -28,6 +28,20 @@ class CoherenceFactor:
 
     Args:
         f_number: of the receive aperture; None: the operator's.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import DAS, CoherenceFactor
+        >>> from invdiff.operators import PlaneWaveRF, PlaneWaveScan
+        >>> scan = PlaneWaveScan.covering(
+        ...     (9, 9), (8.0, 10.0), element_positions=[0.3 * i - 2.25 for i in range(16)], angles=(-0.1, 0.0, 0.1),
+        ...     sampling_frequency=20e6, centre_frequency=5e6,
+        ... )
+        >>> A = PlaneWaveRF(scan)
+        >>> m = Measurement(torch.randn(A.out_shape), A, GaussianNoise(1.0))  # noise alone: incoherent
+        >>> das = DAS(aperture="boxcar")(None, m).mean
+        >>> bool(CoherenceFactor()(None, m).mean.norm() < 0.3 * das.norm())
+        True
     """
 
     f_number: float | None = None

@@ -28,6 +28,20 @@ class DAS:
     Args:
         f_number: of the receive aperture; None: the operator's.
         aperture: window across the aperture, a key of :data:`invdiff.operators.ultrasound.APERTURES`.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import DAS
+        >>> from invdiff.operators import PlaneWaveRF, PlaneWaveScan
+        >>> scan = PlaneWaveScan.covering(
+        ...     (9, 9), (8.0, 10.0), element_positions=[0.3 * i - 2.25 for i in range(16)], angles=(-0.1, 0.0, 0.1),
+        ...     sampling_frequency=20e6, centre_frequency=5e6,
+        ... )
+        >>> A, point = PlaneWaveRF(scan), torch.zeros(1, 9, 9)
+        >>> point[0, 5, 3] = 1.0
+        >>> image = DAS()(None, Measurement(A(point), A, GaussianNoise(0.01))).mean
+        >>> divmod(int(image.abs().argmax()), 9)  # the point is where it was
+        (5, 3)
     """
 
     f_number: float | None = None

@@ -48,6 +48,17 @@ class FBP:
     Args:
         window: apodisation of the ramp filter, a key of ``WINDOWS``; "ram-lak" is the pure ramp (sharpest,
             noisiest), "hann" the smoothest.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import FBP
+        >>> from invdiff.datasets import ellipse_image, ellipse_sinogram
+        >>> from invdiff.operators import CT, ParallelBeam
+        >>> beam = ParallelBeam.covering((32, 32), 1.0, n_views=60)
+        >>> disc = torch.tensor([[0.02, 10.0, 10.0, 0.0, 0.0, 0.0]]).numpy()  # 0.02 / mm, radius 10 mm
+        >>> x = FBP()(None, Measurement(ellipse_sinogram(disc, beam), CT(beam), GaussianNoise(0.01))).mean
+        >>> bool(abs(x[0, 13:19, 13:19].mean() / 0.02 - 1) < 0.02)
+        True
     """
 
     window: str = "ram-lak"

@@ -34,6 +34,20 @@ class FDK:
 
     Args:
         window: apodisation of the ramp filter, a key of ``invdiff.classical.fbp.WINDOWS``.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import FDK
+        >>> from invdiff.operators import CT3D, ParallelBeam3D
+        >>> beam = ParallelBeam3D(
+        ...     image_shape=(3, 24, 24), voxel_size=1.0, angles=tuple(3.14159 * i / 40 for i in range(40)),
+        ...     detector_shape=(3, 36), detector_spacing=1.0,
+        ... )
+        >>> A, x = CT3D(beam), torch.zeros(1, 3, 24, 24)
+        >>> x[..., 6:18, 6:18] = 0.02
+        >>> back = FDK()(None, Measurement(A(x), A, GaussianNoise(0.01))).mean
+        >>> bool(abs(back[0, 1, 9:15, 9:15].mean() / 0.02 - 1) < 0.03)
+        True
     """
 
     window: str = "ram-lak"

@@ -35,6 +35,16 @@ class L1Wavelet:
         n_levels: levels of the transform, fewer where the image cannot be halved that often.
         n_steps: largest number of iterations, each one forward and one adjoint.
         tolerance: the iteration ends when the proximal gradient is this small relative to the gradient at 0.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import L1Wavelet
+        >>> from invdiff.operators import Identity
+        >>> step = torch.cat([torch.zeros(1, 16, 8), torch.ones(1, 16, 8)], -1)
+        >>> m = Measurement.simulate(step, Identity((1, 16, 16)), GaussianNoise(0.1), seed=0)
+        >>> x = L1Wavelet(weight=20.0, wavelet="haar")(None, m).mean
+        >>> bool((x - step).norm() < 0.5 * (m.y - step).norm())
+        True
     """
 
     weight: float

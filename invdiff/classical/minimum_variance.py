@@ -33,6 +33,20 @@ class MinimumVariance:
         f_number: of the receive aperture; None: the operator's.
         subarray: L as a fraction of the elements of the aperture, in (0, 0.5] for R to be invertible by itself.
         loading: Delta of the paper times L, >= 0; more is closer to DAS (on the triangle that the sub-arrays make).
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import MinimumVariance
+        >>> from invdiff.operators import PlaneWaveRF, PlaneWaveScan
+        >>> scan = PlaneWaveScan.covering(
+        ...     (9, 9), (8.0, 10.0), element_positions=[0.3 * i - 2.25 for i in range(16)], angles=(-0.1, 0.0, 0.1),
+        ...     sampling_frequency=20e6, centre_frequency=5e6,
+        ... )
+        >>> A, point = PlaneWaveRF(scan), torch.zeros(1, 9, 9)
+        >>> point[0, 5, 3] = 1.0
+        >>> image = MinimumVariance()(None, Measurement(A(point), A, GaussianNoise(0.01))).mean
+        >>> divmod(int(image.abs().argmax()), 9)
+        (5, 3)
     """
 
     f_number: float | None = None

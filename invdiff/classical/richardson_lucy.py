@@ -29,6 +29,17 @@ class RichardsonLucy:
 
     Attributes:
         n_steps: iterations; stopping early regularises.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import RichardsonLucy
+        >>> from invdiff.operators import Blur, gaussian_psf
+        >>> A, points = Blur(gaussian_psf(1.0, 7), (1, 16, 16)), torch.zeros(1, 16, 16)
+        >>> points[0, 4, 4] = points[0, 10, 12] = 100.0
+        >>> m = Measurement(A(points), A, GaussianNoise(1.0))
+        >>> x = RichardsonLucy(n_steps=50)(None, m).mean
+        >>> bool(x.min() >= 0), bool(x[0, 4, 4] > 2 * m.y[0, 4, 4]), round(float(x.sum()))  # intensity is kept
+        (True, True, 200)
     """
 
     n_steps: int = 30

@@ -29,6 +29,17 @@ class SIRT:
     Attributes:
         n_steps: iterations; stopping early regularises.
         non_negative: set negative pixels to zero after every step.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import SIRT
+        >>> from invdiff.operators import CT, ParallelBeam
+        >>> A = CT(ParallelBeam.covering((16, 16), 1.0, n_views=12))
+        >>> x = torch.zeros(1, 16, 16)
+        >>> x[0, 5:11, 5:11] = 0.02
+        >>> m = Measurement(A(x), A, GaussianNoise(0.01))
+        >>> bool(m.residual(SIRT(n_steps=50)(None, m).mean).norm() < 0.05 * m.y.norm())
+        True
     """
 
     n_steps: int = 200

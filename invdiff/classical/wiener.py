@@ -31,6 +31,14 @@ class Wiener:
         power: the image's power spectrum E|FFT x|^2, orthonormal FFT, physical units squared, (y, x // 2 + 1) as
             torch.fft.rfft2 lays it out; or a number, the variance of a white image. None: falling as 1 / frequency^2,
             as natural images do, below one cycle per image flat, of the size that explains the data's variance.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import Wiener
+        >>> from invdiff.operators import Identity
+        >>> m = Measurement(torch.tensor([[[2.0, -2.0], [-4.0, 4.0]]]), Identity((1, 2, 2)), GaussianNoise(1.0))
+        >>> Wiener(power=1.0)(None, m).mean.round(decimals=4).tolist()  # y / (1 + sigma^2 / power); their mean is 0
+        [[[1.0, -1.0], [-2.0, 2.0]]]
     """
 
     power: float | Tensor | None = None

@@ -14,7 +14,17 @@ from invdiff.priors.denoiser import Prior
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroFilled:
-    """``x = A^H y``: inverse FFT and coil combination with the conjugate maps. Label: *point estimate*."""
+    """``x = A^H y``: inverse FFT and coil combination with the conjugate maps. Label: *point estimate*.
+
+    Example:
+        >>> from invdiff import ComplexGaussianNoise, Measurement
+        >>> from invdiff.classical import ZeroFilled
+        >>> from invdiff.operators import MultiCoilMRI, RealAsComplex, birdcage_maps
+        >>> A = MultiCoilMRI(birdcage_maps(4, (8, 8)), torch.ones(8, dtype=torch.bool)) @ RealAsComplex((1, 8, 8))
+        >>> x = torch.rand(1, 8, 8)
+        >>> torch.allclose(ZeroFilled()(None, Measurement(A(x), A, ComplexGaussianNoise(0.1))).mean, x, atol=1e-5)
+        True
+    """
 
     bibtex: ClassVar[str] = """@article{roemer1990nmr,
   author  = {Roemer, P. B. and Edelstein, W. A. and Hayes, C. E. and Souza, S. P. and Mueller, O. M.},

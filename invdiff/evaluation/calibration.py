@@ -23,6 +23,12 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, n_projections: int = 1000, seed:
         x, y: two sets of equally many points, (n, \\*shape).
         n_projections: directions, uniform on the sphere.
         seed: of the directions.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import sliced_wasserstein
+        >>> x = torch.randn(100, 1)
+        >>> round(sliced_wasserstein(x, x + 3), 4)  # in one dimension: the shift
+        3.0
     """
     if x.shape != y.shape:
         raise ValueError(f"Expected two sets of the same size and shape, got {tuple(x.shape)} and {tuple(y.shape)}.")
@@ -38,8 +44,11 @@ def fair_crps(samples: Tensor, truth: Tensor) -> Tensor:
     ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))``: unbiased for an ensemble of S samples (Ferro 2014),
     by sorting. Differences to the truth are sorted, so that a large common offset (Hounsfield units) costs no digits.
 
-    >>> fair_crps(torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[0.0]]))  # 1 - (1 + 1 + 2) / 6
-    tensor([[0.3333]])
+    Example:
+        >>> from invdiff.evaluation.calibration import fair_crps
+        >>> samples, truth = torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[0.0]])
+        >>> f"{float(fair_crps(samples, truth)):.4f}"  # 1 - (1 + 1 + 2) / 6
+        '0.3333'
     """
     S = _check(samples, truth, 2)
     d = (samples - truth[:, None]).unbind(1)
@@ -54,6 +63,12 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
     ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))`` with the Euclidean norm over all pixels (Gneiting and
     Raftery 2007, equation 22 with beta = 1, in its unbiased form). The S^2 distances come from the samples' inner
     products about their mean, in float64.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import energy_score
+        >>> samples, truth = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]), torch.tensor([[3.0, 0.0]])
+        >>> energy_score(samples, truth).tolist()  # (3 + 4) / 2 - 5 / 2
+        [1.0]
     """
     S = _check(samples, truth, 2)
     d = (samples.double() - truth.double()[:, None]).flatten(2)
@@ -67,14 +82,27 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
 
 
 def spread_skill(samples: Tensor, truth: Tensor) -> float:
-    """``sqrt((S + 1) / S  mean variance / mean squared error of the mean)``: 1 for posterior draws, any S."""
+    """``sqrt((S + 1) / S  mean variance / mean squared error of the mean)``: 1 for posterior draws, any S.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import spread_skill
+        >>> truth, samples = torch.randn(2000, 1), torch.randn(2000, 16, 1)  # one law
+        >>> bool(abs(spread_skill(samples, truth) - 1) < 0.1), bool(abs(spread_skill(samples / 2, truth) - 0.5) < 0.1)
+        (True, True)
+    """
     S = _check(samples, truth, 2)
     error = (samples.mean(1) - truth).square().mean()
     return float(((S + 1) / S * samples.var(1).mean() / error).sqrt())
 
 
 def ranks(samples: Tensor, truth: Tensor) -> Tensor:
-    """How many samples lie below the truth, per pixel: (n_data, \\*shape), uniform on 0 .. S for posterior draws."""
+    """How many samples lie below the truth, per pixel: (n_data, \\*shape), uniform on 0 .. S for posterior draws.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import ranks
+        >>> ranks(torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[1.5]])).tolist()
+        [[2]]
+    """
     _check(samples, truth, 1)
     return (samples < truth[:, None]).sum(1)
 
@@ -89,6 +117,11 @@ def coverage(rank: Tensor, n_samples: int, level: float) -> float:
         rank: from :func:`ranks`.
         n_samples: S.
         level: in (0, 1).
+
+    Example:
+        >>> from invdiff.evaluation.calibration import coverage
+        >>> coverage(torch.arange(17), 16, 0.9)  # ranks 1 .. 15 of 0 .. 16 are inside
+        0.8823529411764706
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}.")
@@ -106,6 +139,12 @@ def calibration_curve(rank: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
     Returns:
         levels (S // 2,) = ``(S + 1 - 2 a) / (S + 1)``, ascending, and the share of truths within each interval.
         A curve below the diagonal says overconfident, above it underconfident.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import calibration_curve
+        >>> levels, coverage = calibration_curve(torch.arange(17), 16)  # every rank once: calibrated
+        >>> torch.allclose(levels.double(), coverage.double())
+        True
     """
     a = torch.arange(n_samples // 2, 0, -1, device=rank.device)
     depth = torch.minimum(rank, n_samples - rank).flatten()  # the interval between order statistics a holds depth >= a
@@ -122,6 +161,12 @@ def rank_histogram(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> tuple
     Args:
         rank: from :func:`ranks`.
         n_samples: S; the S + 1 ranks are binned where they are more than ``max_bins``.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import rank_histogram
+        >>> share, expected = rank_histogram(torch.tensor([0, 0, 1, 2]), 3)
+        >>> share.tolist(), expected.tolist()
+        ([0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25])
     """
     n_bins = min(n_samples + 1, max_bins)
     which = torch.arange(n_samples + 1, device=rank.device) * n_bins // (n_samples + 1)
@@ -131,7 +176,13 @@ def rank_histogram(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> tuple
 
 def sbc_total_variation(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> float:
     """Total variation distance of :func:`rank_histogram` from the uniform law (simulation-based calibration, Talts
-    et al. 2018): 0 for posterior draws, up to sampling noise."""
+    et al. 2018): 0 for posterior draws, up to sampling noise.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import sbc_total_variation
+        >>> sbc_total_variation(torch.tensor([0, 1, 2, 3]), 3), sbc_total_variation(torch.tensor([0, 0, 0, 0]), 3)
+        (0.0, 0.75)
+    """
     return total_variation(*rank_histogram(rank, n_samples, max_bins=max_bins))
 
 
@@ -147,6 +198,13 @@ def tarp(samples: Tensor, truth: Tensor, references: Tensor) -> tuple[Tensor, Te
     Returns:
         levels (S,) = k / (S + 1), expected coverage (S,), and their largest deviation; 95 % of calibrated
         experiments deviate by less than about ``1.36 / sqrt(n_data)`` (Kolmogorov).
+
+    Example:
+        >>> from invdiff.evaluation.calibration import tarp
+        >>> truth, samples = torch.randn(1000, 2), torch.randn(1000, 16, 2)  # one law
+        >>> levels, coverage, deviation = tarp(samples, truth, torch.randn(1000, 2))
+        >>> len(levels), bool(deviation < 0.1)
+        (16, True)
     """
     S = _check(samples, truth, 1)
     if references.shape != truth.shape:
@@ -169,8 +227,10 @@ def uncertainty_error_correlation(std: Tensor, error: Tensor) -> float:
     Args:
         std, error: the same shape, any; ``error`` with its sign or without.
 
-    >>> uncertainty_error_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, -0.5, 9.0]))
-    1.0
+    Example:
+        >>> from invdiff.evaluation.calibration import uncertainty_error_correlation
+        >>> round(uncertainty_error_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, -0.5, 9.0])), 6)
+        1.0
     """
     if std.shape != error.shape:
         raise ValueError(f"std and error must have the same shape, got {tuple(std.shape)} and {tuple(error.shape)}.")
@@ -185,6 +245,12 @@ def mmse_gap_db(estimate: Tensor, truth: Tensor, optimum: Tensor) -> float:
 
     Args:
         estimate, truth, optimum: the same shape; ``optimum`` is the exact posterior mean.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import mmse_gap_db
+        >>> truth, optimum = torch.zeros(4), torch.ones(4)
+        >>> round(mmse_gap_db(2 * optimum, truth, optimum), 2)  # twice the error: 20 log10(2)
+        6.02
     """
     if not estimate.shape == truth.shape == optimum.shape:
         shapes = [tuple(t.shape) for t in (estimate, truth, optimum)]
@@ -198,6 +264,12 @@ def mode_frequencies(samples: Tensor, modes: Tensor) -> Tensor:
     Args:
         samples: (n_data, n_samples, \\*shape), in coordinates where the modes are round (whitened).
         modes: (k, \\*shape).
+
+    Example:
+        >>> from invdiff.evaluation.calibration import mode_frequencies
+        >>> samples = torch.tensor([[[-0.9], [-1.2], [0.8], [-1.0]]])
+        >>> mode_frequencies(samples, torch.tensor([[-1.0], [1.0]])).tolist()
+        [[0.75, 0.25]]
     """
     if samples.shape[2:] != modes.shape[1:]:
         raise ValueError(f"Expected modes (k, {tuple(samples.shape[2:])}), got {tuple(modes.shape)}.")
@@ -206,7 +278,13 @@ def mode_frequencies(samples: Tensor, modes: Tensor) -> Tensor:
 
 
 def total_variation(p: Tensor, q: Tensor) -> float:
-    """``sum |p - q| / 2`` over the last dimension, mean over the others."""
+    """``sum |p - q| / 2`` over the last dimension, mean over the others.
+
+    Example:
+        >>> from invdiff.evaluation.calibration import total_variation
+        >>> total_variation(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5]))
+        0.25
+    """
     return float((p - q).abs().sum(-1).mean() / 2)
 
 

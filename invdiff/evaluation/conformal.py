@@ -37,6 +37,14 @@ class RiskControllingIntervals:
         alpha: the share of pixels that may be missed.
         delta: the probability that the promise is broken.
         n_images: calibration images behind it.
+
+    Example:
+        >>> from invdiff import Posterior
+        >>> from invdiff.evaluation import RiskControllingIntervals
+        >>> p = Posterior(samples=torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1))  # mean 1, standard deviation 1
+        >>> lower, upper = RiskControllingIntervals(scale=2.0, alpha=0.1, delta=0.1, n_images=50).apply(p)
+        >>> float(lower), float(upper)
+        (-1.0, 3.0)
     """
 
     scale: float
@@ -65,6 +73,15 @@ def calibrate(
     Raises:
         ValueError: too few images: even without a miss, n must reach ``log(delta) / log(1 - alpha)`` (22 for 0.1
             and 0.1); or the samples agree, on the wrong value, on more pixels than may be missed.
+
+    Example:
+        >>> from invdiff import Posterior
+        >>> from invdiff.evaluation import calibrate
+        >>> truths = [torch.randn(1, 4, 4) for _ in range(200)]
+        >>> posteriors = [Posterior(samples=torch.randn(32, 1, 4, 4)) for _ in range(200)]  # draws from the truth's law
+        >>> intervals = calibrate(posteriors, truths, alpha=0.1, delta=0.1)
+        >>> bool(1.645 < intervals.scale < 2.5), intervals.n_images  # 90 % of a normal law, and a margin
+        (True, 200)
     """
     for name, value in (("alpha", alpha), ("delta", delta)):
         if not 0 < value < 1:
@@ -98,8 +115,10 @@ def hoeffding_bentkus(risk: float, n: int, alpha: float) -> float:
     """Bound on the probability that n independent losses in 0 .. 1 have a mean of at most ``risk`` if their
     expectation exceeds ``alpha``: ``min(exp(-n KL(risk, alpha)), e P(Bin(n, alpha) <= ceil(n risk)))``.
 
-    >>> f"{hoeffding_bentkus(0.0, 22, 0.1):.4f}"  # 0.9^22
-    '0.0985'
+    Example:
+        >>> from invdiff.evaluation.conformal import hoeffding_bentkus
+        >>> f"{hoeffding_bentkus(0.0, 22, 0.1):.4f}"  # 0.9^22
+        '0.0985'
     """
     from scipy.special import rel_entr
     from scipy.stats import binom
@@ -120,9 +139,11 @@ def size_stratified_risk(lower: Tensor, upper: Tensor, truth: Tensor, *, n_strat
         lower, upper, truth: the same shape, any; pixels of all images are pooled.
         n_strata: equally many pixels in each.
 
-    >>> zero = torch.zeros(4)
-    >>> size_stratified_risk(zero, torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([9.0, 1.0, 1.0, 1.0]), n_strata=2)
-    tensor([0.5000, 0.0000], dtype=torch.float64)
+    Example:
+        >>> from invdiff.evaluation.conformal import size_stratified_risk
+        >>> upper, truth = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([9.0, 1.0, 1.0, 1.0])
+        >>> size_stratified_risk(torch.zeros(4), upper, truth, n_strata=2).tolist()
+        [0.5, 0.0]
     """
     if not lower.shape == upper.shape == truth.shape:
         shapes = [tuple(t.shape) for t in (lower, upper, truth)]

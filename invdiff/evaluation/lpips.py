@@ -40,6 +40,11 @@ class LPIPS:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds something else; missing, unexpected and misshapen entries are named.
+
+    Example:
+        >>> from invdiff.evaluation.lpips import LPIPS
+        >>> distance = LPIPS("lpips_alex.pth")  # doctest: +SKIP
+        >>> distance(torch.rand(3, 64, 64), torch.rand(3, 64, 64), data_range=1.0)  # doctest: +SKIP
     """
 
     def __init__(self, weights: str | Path) -> None:

@@ -42,6 +42,12 @@ def psnr(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
 
     The mean is over everything (all slices of a volume); with ``"slice_max"`` each plane has its own ratio, and
     the ratios are averaged. Infinite for equal images.
+
+    Example:
+        >>> from invdiff.evaluation import psnr
+        >>> truth = torch.rand(1, 8, 8)
+        >>> f"{psnr(truth + 0.01, truth, data_range=1.0):.1f} dB"
+        '40.0 dB'
     """
     a, b, L = _planes(x, reference, data_range)
     mse = (a - b).square().mean((1, 2))
@@ -51,7 +57,13 @@ def psnr(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
 
 
 def nmse(x: Tensor, reference: Tensor) -> float:
-    """Normalised mean squared error, ``|x - reference|^2 / |reference|^2`` over everything; 0 is best."""
+    """Normalised mean squared error, ``|x - reference|^2 / |reference|^2`` over everything; 0 is best.
+
+    Example:
+        >>> from invdiff.evaluation import nmse
+        >>> nmse(torch.tensor([[3.0, 1.0]]), torch.tensor([[4.0, 0.0]]))  # (1 + 1) / 16
+        0.125
+    """
     a, b, _ = _planes(x, reference, 1.0)
     if not b.any():
         raise ValueError("The reference is zero everywhere: an error relative to it has no meaning.")
@@ -64,6 +76,12 @@ def ssim(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
 
     Raises:
         ValueError: planes below 7 x 7.
+
+    Example:
+        >>> from invdiff.evaluation import ssim
+        >>> truth = torch.rand(1, 16, 16)
+        >>> round(ssim(truth, truth, data_range=1.0), 6), ssim(1 - truth, truth, data_range=1.0) < 0
+        (1.0, True)
     """
     a, b, L = _planes(x, reference, data_range, smallest=7)
     n = 7**2
@@ -86,6 +104,12 @@ def ms_ssim(
 
     Raises:
         ValueError: planes below 11 * 2^(n_scales - 1).
+
+    Example:
+        >>> from invdiff.evaluation import ms_ssim
+        >>> truth = torch.rand(1, 44, 44)
+        >>> round(ms_ssim(truth, truth, data_range=1.0, weights=(0.3, 0.4, 0.3)), 6)  # three scales: named as such
+        1.0
     """
     a, b, L = _planes(x, reference, data_range, smallest=11 * 2 ** (len(weights) - 1))
     t = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
@@ -111,6 +135,14 @@ def haarpsi(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
     Similarity of Haar coefficients at scales 1 and 2 (C = 30 for a range of 255), through a sigmoid (alpha = 4.2),
     weighted by the coefficients at scale 3. As in the authors' code: images halved by 2 x 2 means first, zero
     beyond the border. Channels of a colour image are taken as planes, not as luma and chroma.
+
+    Example:
+        >>> from invdiff.evaluation import haarpsi
+        >>> truth = torch.rand(1, 32, 32)
+        >>> round(haarpsi(truth, truth, data_range=1.0), 4)
+        1.0
+        >>> haarpsi(torch.rand(1, 32, 32), truth, data_range=1.0) < 0.9
+        True
     """
     a, b, L = _planes(x, reference, data_range, smallest=16)
     a, b = (_halve(255 * t / L[:, None, None]) for t in (a, b))
@@ -134,6 +166,12 @@ def gmsd(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
     Standard deviation over the pixels of the similarity of Prewitt gradients (c = 170 for a range of 255). As in
     the authors' code, images are halved by 2 x 2 means first and are zero beyond the border; the deviation divides
     by N, as in the paper (their code: by N - 1).
+
+    Example:
+        >>> from invdiff.evaluation import gmsd
+        >>> truth = torch.rand(1, 16, 16)
+        >>> round(gmsd(truth, truth, data_range=1.0), 6), gmsd(torch.rand(1, 16, 16), truth, data_range=1.0) > 0.05
+        (0.0, True)
     """
     a, b, L = _planes(x, reference, data_range, smallest=4)
     prewitt = torch.tensor([[1.0, 0.0, -1.0]] * 3, dtype=a.dtype, device=a.device) / 3
@@ -144,7 +182,14 @@ def gmsd(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
 
 
 class HUError(NamedTuple):
-    """Error of attenuation in Hounsfield units: mean (bias), mean absolute, root mean square."""
+    """Error of attenuation in Hounsfield units: mean (bias), mean absolute, root mean square.
+
+    Example:
+        >>> from invdiff.evaluation import hu_error
+        >>> error = hu_error(torch.tensor([[1.01, 0.99]]), torch.ones(1, 2), water=1.0)
+        >>> [round(v, 2) for v in error]  # HU
+        [0.0, 10.0, 10.0]
+    """
 
     bias: float
     mae: float
@@ -159,9 +204,11 @@ def hu_error(x: Tensor, reference: Tensor, *, water: float, mask: Tensor | None 
             relative to water).
         mask: boolean, of the images' shape, e.g. the body: air around it flatters the mean. None: everything.
 
-    >>> truth = torch.full((1, 8, 8), 0.02)
-    >>> round(hu_error(truth + 0.0002, truth, water=0.02).mae, 3)
-    10.0
+    Example:
+        >>> from invdiff.evaluation import hu_error
+        >>> truth = torch.full((1, 8, 8), 0.02)
+        >>> round(hu_error(truth + 0.0002, truth, water=0.02).mae, 3)
+        10.0
     """
     if not (math.isfinite(water) and water > 0):
         raise ValueError(f"water must be the positive attenuation of water in the images' units, got {water}.")
@@ -179,43 +226,92 @@ def hu_error(x: Tensor, reference: Tensor, *, water: float, mask: Tensor | None 
 
 def fastmri_psnr(x: Tensor, reference: Tensor) -> float:
     """PSNR in dB of a volume of magnitudes (slice, y, x) as fastMRI's ``evaluate.py`` has it (Zbontar et al. 2018):
-    over the whole volume, range its maximum. Volumes come centre-cropped as the challenge asks (320 x 320)."""
+    over the whole volume, range its maximum. Volumes come centre-cropped as the challenge asks (320 x 320).
+
+    Example:
+        >>> from invdiff.evaluation import fastmri_psnr
+        >>> truth = torch.ones(2, 8, 8)
+        >>> f"{fastmri_psnr(truth + 0.1, truth):.2f} dB"
+        '20.00 dB'
+    """
     return psnr(*_volume(x, reference), data_range="volume_max")
 
 
 def fastmri_ssim(x: Tensor, reference: Tensor) -> float:
     """:func:`ssim` as fastMRI's ``evaluate.py`` has it: mean over slices, range the maximum of the *volume*; as
-    :func:`fastmri_psnr`."""
+    :func:`fastmri_psnr`.
+
+    Example:
+        >>> from invdiff.evaluation import fastmri_ssim
+        >>> truth = torch.rand(2, 16, 16)
+        >>> round(fastmri_ssim(truth, truth), 6)
+        1.0
+    """
     return ssim(*_volume(x, reference), data_range="volume_max")
 
 
 def fastmri_nmse(x: Tensor, reference: Tensor) -> float:
-    """:func:`nmse` of the whole volume, as fastMRI's ``evaluate.py`` has it; as :func:`fastmri_psnr`."""
+    """:func:`nmse` of the whole volume, as fastMRI's ``evaluate.py`` has it; as :func:`fastmri_psnr`.
+
+    Example:
+        >>> from invdiff.evaluation import fastmri_nmse
+        >>> fastmri_nmse(torch.full((2, 8, 8), 1.5), torch.ones(2, 8, 8))
+        0.25
+    """
     return nmse(*_volume(x, reference))
 
 
 def lodopab_psnr(x: Tensor, reference: Tensor) -> float:
     """PSNR in dB as the LoDoPaB-CT challenge has it (Leuschner et al. 2021): the range of each image is the
-    maximum minus the minimum of its reference. Several images (n, y, x) are scored one by one and averaged."""
+    maximum minus the minimum of its reference. Several images (n, y, x) are scored one by one and averaged.
+
+    Example:
+        >>> from invdiff.evaluation import lodopab_psnr
+        >>> truth = torch.tensor([[0.0, 1.0], [1.0, 3.0]])  # range 3
+        >>> f"{lodopab_psnr(truth + 0.3, truth):.2f} dB"
+        '20.00 dB'
+    """
     images = _images(x, reference)
     return sum(psnr(a, b, data_range=b.max() - b.min()) for a, b in images) / len(images)
 
 
 def lodopab_ssim(x: Tensor, reference: Tensor) -> float:
-    """:func:`ssim` as the LoDoPaB-CT challenge has it; range and averaging as :func:`lodopab_psnr`."""
+    """:func:`ssim` as the LoDoPaB-CT challenge has it; range and averaging as :func:`lodopab_psnr`.
+
+    Example:
+        >>> from invdiff.evaluation import lodopab_ssim
+        >>> truth = torch.rand(16, 16)
+        >>> round(lodopab_ssim(truth, truth), 6)
+        1.0
+    """
     images = _images(x, reference)
     return sum(ssim(a, b, data_range=b.max() - b.min()) for a, b in images) / len(images)
 
 
 def lodopab_psnr_fr(x: Tensor, reference: Tensor) -> float:
     """PSNR-FR in dB of the LoDoPaB-CT challenge: fixed range 1.0 of images divided by mu_max, here of images in
-    1/mm, so ``LODOPAB_MU_MAX``. (Images still divided by mu_max: ``psnr(..., data_range=1.0)``, one by one.)"""
+    1/mm, so ``LODOPAB_MU_MAX``. (Images still divided by mu_max: ``psnr(..., data_range=1.0)``, one by one.)
+
+    Example:
+        >>> from invdiff.evaluation import lodopab_psnr_fr
+        >>> from invdiff.evaluation.metrics import LODOPAB_MU_MAX
+        >>> truth = torch.rand(8, 8) * LODOPAB_MU_MAX
+        >>> f"{lodopab_psnr_fr(truth + 0.1 * LODOPAB_MU_MAX, truth):.2f} dB"
+        '20.00 dB'
+    """
     images = _images(x, reference)
     return sum(psnr(a, b, data_range=LODOPAB_MU_MAX) for a, b in images) / len(images)
 
 
 def lodopab_ssim_fr(x: Tensor, reference: Tensor) -> float:
-    """SSIM-FR of the LoDoPaB-CT challenge; images in 1/mm, range as :func:`lodopab_psnr_fr`."""
+    """SSIM-FR of the LoDoPaB-CT challenge; images in 1/mm, range as :func:`lodopab_psnr_fr`.
+
+    Example:
+        >>> from invdiff.evaluation import lodopab_ssim_fr
+        >>> truth = 0.02 * torch.rand(16, 16)  # 1/mm
+        >>> round(lodopab_ssim_fr(truth, truth), 6)
+        1.0
+    """
     return ssim(x, reference, data_range=LODOPAB_MU_MAX)
 
 

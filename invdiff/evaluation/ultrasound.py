@@ -16,7 +16,14 @@ N_BINS = 256
 
 
 def contrast_ratio(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
-    """``20 log10(mean inside / mean outside)`` in dB: negative for a cyst."""
+    """``20 log10(mean inside / mean outside)`` in dB: negative for a cyst.
+
+    Example:
+        >>> from invdiff.evaluation.ultrasound import contrast_ratio
+        >>> inside = torch.tensor([[True, True, False, False]])
+        >>> round(contrast_ratio(torch.tensor([[0.1, 0.1, 1.0, 1.0]]), inside, ~inside), 4)  # dB
+        -20.0
+    """
     a, b = (_region(envelope, m, name).mean() for m, name in ((inside, "inside"), (outside, "outside")))
     if not (a > 0 and b > 0):
         raise ValueError("The contrast ratio needs a positive mean envelope in both regions.")
@@ -24,7 +31,15 @@ def contrast_ratio(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
 
 
 def cnr(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
-    """Contrast-to-noise ratio ``|mean in - mean out| / sqrt(var in + var out)``, without unit."""
+    """Contrast-to-noise ratio ``|mean in - mean out| / sqrt(var in + var out)``, without unit.
+
+    Example:
+        >>> from invdiff.evaluation.ultrasound import cnr
+        >>> inside = torch.arange(4000).reshape(1, 4000) < 2000
+        >>> envelope = torch.randn(1, 4000) + 10 + 3 * inside  # 3 / sqrt(1 + 1)
+        >>> bool(abs(cnr(envelope, inside, ~inside) - 3 / 2**0.5) < 0.1)
+        True
+    """
     a, b = _region(envelope, inside, "inside"), _region(envelope, outside, "outside")
     return float((a.mean() - b.mean()).abs() / (a.var() + b.var()).sqrt())
 
@@ -35,6 +50,12 @@ def gcnr(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
     256 equal bins over the range of both regions together. A monotonic map of the envelope (log compression, dynamic
     range) does not change the overlap of the densities, only their binning. With few pixels per region empty bins
     raise the value. A. Rodriguez-Molares et al., IEEE Trans. Ultrason. Ferroelectr. Freq. Control 67, 745-759, 2020.
+
+    Example:
+        >>> from invdiff.evaluation.ultrasound import gcnr
+        >>> inside = torch.tensor([[True, True, False, False]])
+        >>> gcnr(torch.tensor([[0.0, 0.1, 0.9, 1.0]]), inside, ~inside)  # separable
+        1.0
     """
     a, b = _region(envelope, inside, "inside"), _region(envelope, outside, "outside")
     low, high = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
@@ -45,7 +66,14 @@ def gcnr(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
 
 
 def speckle_snr(envelope: Tensor, region: Tensor) -> float:
-    """Mean over standard deviation: ``sqrt(pi / (4 - pi)) = 1.91`` for fully developed (Rayleigh) speckle."""
+    """Mean over standard deviation: ``sqrt(pi / (4 - pi)) = 1.91`` for fully developed (Rayleigh) speckle.
+
+    Example:
+        >>> from invdiff.evaluation.ultrasound import speckle_snr
+        >>> speckle = torch.randn(1, 100, 100, dtype=torch.complex64).abs()
+        >>> bool(abs(speckle_snr(speckle, torch.ones(1, 100, 100, dtype=torch.bool)) - 1.91) < 0.1)
+        True
+    """
     r = _region(envelope, region, "region")
     return float(r.mean() / r.std())
 
@@ -59,6 +87,11 @@ def fwhm(profile: Tensor, spacing: float, peak: int | None = None) -> float:
 
     Raises:
         ValueError: the profile does not fall to half its peak on both sides.
+
+    Example:
+        >>> from invdiff.evaluation.ultrasound import fwhm
+        >>> fwhm(torch.tensor([0.0, 0.5, 1.0, 0.5, 0.0]), 0.1)  # mm, from half to half
+        0.2
     """
     values = profile.detach().cpu().double()
     if values.ndim != 1:
@@ -82,6 +115,20 @@ def point_widths(envelope: Tensor, scan: PlaneWaveScan, region: Tensor) -> tuple
 
     Args:
         envelope: (..., nz, nx), one image.
+
+    Example:
+        >>> from invdiff.evaluation.ultrasound import point_widths
+        >>> from invdiff.operators import PlaneWaveScan
+        >>> scan = PlaneWaveScan.covering(
+        ...     (11, 11), (8.0, 9.0), element_positions=(-1.0, 0.0, 1.0), angles=(0.0,), sampling_frequency=20e6,
+        ...     centre_frequency=5e6,
+        ... )
+        >>> z = torch.arange(11.0) - 5
+        >>> point = torch.exp(-(z[:, None] ** 2) / 2 - z**2 / 8)  # 1 and 2 pixels of standard deviation
+        >>> axial, lateral = point_widths(point, scan, torch.ones(1, 11, 11, dtype=torch.bool))
+        >>> dz, dx = scan.pixel_size
+        >>> bool(abs(axial / dz - 2.355) < 0.1), bool(abs(lateral / dx - 4.71) < 0.1)
+        (True, True)
     """
     image = envelope.reshape(scan.image_shape)
     highest = torch.where(region.reshape(scan.image_shape), image, -math.inf).argmax()
@@ -95,6 +142,18 @@ def disc_mask(scan: PlaneWaveScan, centre: tuple[float, float], radius: float, *
 
     Raises:
         ValueError: no pixel lies there.
+
+    Example:
+        >>> from invdiff.evaluation.ultrasound import disc_mask
+        >>> from invdiff.operators import PlaneWaveScan
+        >>> scan = PlaneWaveScan.covering(
+        ...     (41, 41), (8.0, 12.0), element_positions=(-2.0, 0.0, 2.0), angles=(0.0,), sampling_frequency=20e6,
+        ...     centre_frequency=5e6,
+        ... )
+        >>> dz, dx = scan.pixel_size
+        >>> area = float(disc_mask(scan, (10.0, 0.0), 1.5).sum()) * dz * dx
+        >>> bool(abs(area / (3.1416 * 1.5**2) - 1) < 0.05)
+        True
     """
     x, z = (torch.from_numpy(a) for a in scan.pixel_centres())
     distance = torch.hypot(z[:, None] - centre[0], x - centre[1])

@@ -45,6 +45,15 @@ class DenseCovariance:
     Args:
         matrix: (d, d), symmetric positive semi-definite, d = prod(shape), row-major pixel order.
         shape: of one image.
+
+    Example:
+        >>> from invdiff.priors import DenseCovariance, GaussianPrior
+        >>> C = DenseCovariance(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), (1, 1, 2))
+        >>> C.eigenvalues.tolist()
+        [1.0, 3.0]
+        >>> x0 = GaussianPrior(torch.zeros(1, 1, 2), C)(torch.tensor([[[[8.0, 0.0]]]]), 1.0)
+        >>> x0.round(decimals=4).tolist()  # C (C + 1)^-1 x
+        [[[[5.0, 1.0]]]]
     """
 
     def __init__(self, matrix: Tensor, shape: tuple[int, ...]) -> None:
@@ -71,6 +80,12 @@ class StationaryCovariance:
     Args:
         spectrum: variance per frequency, (channel, y, x) in FFT order, non-negative and symmetric
             (``spectrum[-k] = spectrum[k]``); the pixel variance is its mean.
+
+    Example:
+        >>> from invdiff.priors import StationaryCovariance
+        >>> C = StationaryCovariance.power_law((1, 8, 8), std=0.5)
+        >>> round(float(C.eigenvalues.mean()), 6)  # the pixel variance
+        0.25
     """
 
     def __init__(self, spectrum: Tensor) -> None:
@@ -105,6 +120,14 @@ class GaussianMixturePrior(Prior):
         covariance: shared by the components.
         value_range: image values that correspond to -1 and +1 of the model (means and covariance are the model's).
         dtype: of the images.
+
+    Example:
+        >>> from invdiff.priors import GaussianMixturePrior, StationaryCovariance
+        >>> means = torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1)
+        >>> prior = GaussianMixturePrior(means, torch.ones(2), StationaryCovariance(torch.full((1, 1, 1), 0.01)))
+        >>> x = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+        >>> [round(v, 4) + 0.0 for v in prior(x, 0.1).flatten().tolist()]  # between the modes, and at one
+        [0.0, 1.0]
     """
 
     def __init__(
@@ -175,7 +198,14 @@ class GaussianMixturePrior(Prior):
 
 
 class GaussianPrior(GaussianMixturePrior):
-    """``N(mean, C)``: a mixture of one."""
+    """``N(mean, C)``: a mixture of one.
+
+    Example:
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 1, 2), StationaryCovariance(torch.ones(1, 1, 2)))
+        >>> prior(torch.tensor([[[[4.0, -2.0]]]]), 1.0).round(decimals=4).tolist()  # x / (1 + sigma^2)
+        [[[[2.0, -1.0]]]]
+    """
 
     def __init__(self, mean: Tensor, covariance: Covariance, *, name: str = "gaussian", **kwargs: float) -> None:
         super().__init__(mean[None], torch.ones(1), covariance, name=name, **kwargs)  # type: ignore[arg-type]
@@ -190,6 +220,16 @@ class ExactPosterior:
 
     Attributes:
         weights: (k,); means: (k, \\*shape); mean: (\\*shape).
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.operators import Inpainting
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 1, 2), StationaryCovariance(torch.ones(1, 1, 2)))
+        >>> A = Inpainting(torch.tensor([[[True, False]]]))
+        >>> exact = prior.posterior(Measurement(torch.tensor([[[2.0, 0.0]]]), A, GaussianNoise(1.0)))
+        >>> exact.mean.round(decimals=4).tolist(), exact.std().round(decimals=4).tolist()
+        ([[[1.0, 0.0]]], [[[0.7071, 1.0]]])
     """
 
     def __init__(self, prior: GaussianMixturePrior, measurement: Measurement) -> None:

@@ -65,7 +65,13 @@ DENOISERS: dict[str, type[nn.Module]] = {
 
 
 def shipped_priors() -> dict[str, Path]:
-    """Name to file of the priors that come with the package."""
+    """Name to file of the priors that come with the package.
+
+    Example:
+        >>> from invdiff.priors import shipped_priors
+        >>> {"ct-128", "brain-mri-128"} <= set(shipped_priors())
+        True
+    """
     return {path.stem: path for path in sorted(ZOO.glob("*.safetensors"))}
 
 
@@ -215,6 +221,21 @@ def save_prior(
         network: constructor arguments of :class:`~invdiff.priors.networks.UNet`.
         shape, sigma_min, sigma_max, info: see :class:`~invdiff.priors.denoiser.Prior`.
         autoencoder: of a latent prior; ``shape`` is that of its latents.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from invdiff.priors import EDMDenoiser, PriorInfo, load_prior, save_prior
+        >>> from invdiff.priors.networks import UNet
+        >>> network = {"widths": (8,), "n_blocks": 1}
+        >>> net = EDMDenoiser(UNet(**network))  # not trained here
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "mine.safetensors")
+        ...     save_prior(
+        ...         file, net, network, shape=(1, 8, 8), sigma_min=0.01, sigma_max=80.0, info=PriorInfo(name="mine")
+        ...     )
+        ...     load_prior(file)
+        NetworkPrior('mine', shape=(1, 8, 8), sigma=[0.01, 80])
     """
     part = None
     if autoencoder is not None:
@@ -412,6 +433,12 @@ def load_prior(
         KeyError: neither a shipped name nor a file.
         ValueError: an unknown or damaged file, a pickle, or weights that do not match the network key for key.
         TypeError: an option that the format does not have.
+
+    Example:
+        >>> from invdiff import load_prior
+        >>> prior = load_prior("ct-128")
+        >>> prior.shape, prior.info.quantity
+        ((1, 128, 128), 'the attenuation of water')
     """
     checkpoint = read_checkpoint(name_or_path, trusted=False, **options)
     if info is not None:

@@ -31,6 +31,11 @@ class PriorInfo:
         trained_on, licence: free text.
         sha256: digest of the weights file (filled in by the loader).
         details: training steps, hardware, validation curve ...
+
+    Example:
+        >>> from invdiff.priors import PriorInfo
+        >>> PriorInfo(name="liver", value_range=(0.0, 2.0), quantity="the attenuation of water").value_range
+        (0.0, 2.0)
     """
 
     name: str
@@ -54,6 +59,15 @@ class Prior:
         info: see :class:`PriorInfo`.
         dtype: real dtype of the images it works on.
         device: where it lives.
+
+    Example:
+        >>> from invdiff.priors import Prior, PriorInfo
+        >>> class White(Prior):  # independent pixels of variance 1
+        ...     def denoise(self, x, sigma):
+        ...         return x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
+        >>> prior = White((1, 1, 2), sigma_min=0.01, sigma_max=10.0, info=PriorInfo(name="white"))
+        >>> prior(torch.tensor([[[[2.0, 4.0]]]]), 1.0).tolist()
+        [[[[1.0, 2.0]]]]
     """
 
     def __init__(
@@ -145,6 +159,13 @@ class NetworkPrior(Prior):
         module: e.g. :class:`EDMDenoiser` or :class:`DDPMDenoiser`.
         shape, sigma_min, sigma_max, info: see :class:`Prior`.
         bfloat16, compiled: see :meth:`fast`.
+
+    Example:
+        >>> from invdiff.priors import EDMDenoiser, NetworkPrior, PriorInfo
+        >>> net = EDMDenoiser(lambda x, noise_label: 0 * x)  # in place of a trained network F(x, noise_label)
+        >>> prior = NetworkPrior(net, (1, 8, 8), sigma_min=0.002, sigma_max=80.0, info=PriorInfo(name="mine"))
+        >>> prior
+        NetworkPrior('mine', shape=(1, 8, 8), sigma=[0.002, 80])
     """
 
     def __init__(
@@ -222,6 +243,12 @@ class EDMDenoiser(nn.Module):
     Args:
         net: ``F(x, noise_label)``.
         sigma_data: standard deviation of the clean images, sd.
+
+    Example:
+        >>> from invdiff.priors import EDMDenoiser
+        >>> D = EDMDenoiser(lambda x, noise_label: 0 * x, sigma_data=0.5)  # a network that says nothing
+        >>> D(torch.ones(1, 1, 1, 2), torch.tensor([0.5])).tolist()  # c_skip x
+        [[[[0.5, 0.5]]]]
     """
 
     def __init__(self, net: nn.Module, sigma_data: float = 0.5) -> None:
@@ -254,6 +281,14 @@ class DDPMDenoiser(nn.Module):
         net: ``F(v, t)``; output channels beyond those of ``v`` (a learned variance) are dropped.
         betas: the schedule the network was trained with.
         prediction: what it was trained to predict, a key of :data:`PREDICTIONS`.
+
+    Example:
+        >>> from invdiff.priors import DDPMDenoiser, linear_betas
+        >>> def eps(v, t):  # at s = 3, for white images of variance 1: E[noise | v] = s / sqrt(1 + s^2) v
+        ...     return 3 / 10**0.5 * v
+        >>> D = DDPMDenoiser(eps, linear_betas())
+        >>> round(D(torch.ones(1, 1, 1, 1), torch.tensor([3.0])).item(), 4)  # u / (1 + s^2)
+        0.1
     """
 
     schedule: DiscreteSchedule | ContinuousVP | NoiseVariance
@@ -277,6 +312,12 @@ class VPDenoiser(DDPMDenoiser):
     Args:
         net: ``eps(v, t)``.
         beta_d, beta_min, steps: see :class:`ContinuousVP`.
+
+    Example:
+        >>> from invdiff.priors import VPDenoiser
+        >>> D = VPDenoiser(lambda v, t: v)
+        >>> round(D(torch.ones(1, 1, 1, 1), torch.tensor([0.75])).item(), 4)  # u - s v = 1 - 0.75 / 1.25
+        0.4
     """
 
     def __init__(self, net: nn.Module, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 999) -> None:
@@ -304,6 +345,12 @@ class VEDenoiser(nn.Module):
 
     Args:
         net: ``F(x, noise_label)``, the score times sigma.
+
+    Example:
+        >>> from invdiff.priors import VEDenoiser
+        >>> D = VEDenoiser(lambda x, noise_label: -x / 2)
+        >>> D(torch.ones(1, 1, 1, 1), torch.tensor([0.5])).item()  # x + s F
+        0.75
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -350,7 +397,15 @@ class Rescaled(nn.Module):
 
 
 class Counted:
-    """A prior that counts denoiser evaluations: one per image, forwards only."""
+    """A prior that counts denoiser evaluations: one per image, forwards only.
+
+    Example:
+        >>> from invdiff.priors import Counted, GaussianPrior, StationaryCovariance
+        >>> D = Counted(GaussianPrior(torch.zeros(1, 2, 2), StationaryCovariance(torch.ones(1, 2, 2))))
+        >>> _ = D(torch.zeros(5, 1, 2, 2), 1.0)
+        >>> D.n
+        5
+    """
 
     def __init__(self, prior: Prior) -> None:
         self.prior, self.n = prior, 0

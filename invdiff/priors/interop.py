@@ -38,6 +38,14 @@ def from_deepinv(
         sigma_min, sigma_max: noise levels it was trained for, in its own units.
         data_range: its images' values that are -1 and +1 in model units; deepinv's are in [0, 1].
         info: what is known of it; default: its class's name.
+
+    Example:
+        >>> from invdiff.priors import from_deepinv
+        >>> def denoiser(y, sigma):  # in place of, say, deepinv.models.DRUNet
+        ...     return y / 2
+        >>> prior = from_deepinv(denoiser, (1, 8, 8), sigma_min=1 / 255, sigma_max=50 / 255)
+        >>> prior.info.value_range, round(prior.sigma_max, 3)  # images in [0, 1] become [-1, 1]
+        ((0.0, 1.0), 0.392)
     """
     half = (data_range[1] - data_range[0]) / 2
     module: nn.Module = _Called(denoiser)

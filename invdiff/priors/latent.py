@@ -58,6 +58,18 @@ class LatentPrior(Prior):
         image_shape: of one image, ``(channel, [z,] y, x)``.
         info: of the images; ``value_range`` are the relative values that the decoder's -1 and +1 stand for.
             Default: that of ``denoiser``.
+
+    Example:
+        >>> from torch.nn.functional import avg_pool2d, interpolate
+        >>> from invdiff.priors import GaussianPrior, LatentPrior, StationaryCovariance
+        >>> latents = GaussianPrior(torch.zeros(1, 2, 2), StationaryCovariance(torch.full((1, 2, 2), 0.25)))
+        >>> def encode(x):
+        ...     return avg_pool2d(x, 2)
+        >>> def decode(z):
+        ...     return interpolate(z, scale_factor=2.0)
+        >>> prior = LatentPrior(encode, decode, latents, image_shape=(1, 4, 4))
+        >>> prior.shape, tuple(prior.decoder(torch.zeros(1, 1, 2, 2)).shape)
+        ((1, 2, 2), (1, 1, 4, 4))
     """
 
     def __init__(

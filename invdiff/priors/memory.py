@@ -48,6 +48,12 @@ def memory_per_image(prior: Prior, *, gradient: bool) -> int:
         gradient: with a backpropagation to the image (DPS, PiGDM ...) or without (DAPS, RED-Diff ...).
 
     The workspaces of convolutions are not seen: leave a quarter of the memory for them.
+
+    Example:
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance, memory_per_image
+        >>> prior = GaussianPrior(torch.zeros(1, 16, 16), StationaryCovariance(torch.ones(1, 16, 16)))
+        >>> memory_per_image(prior, gradient=True) >= 4 * 16 * 16  # at least one image in float32
+        True
     """
 
     def peak(n: int) -> int:
@@ -67,6 +73,13 @@ def batch_within(prior: Prior, memory: float, *, gradient: bool) -> int:
 
     Raises:
         ValueError: not even one fits.
+
+    Example:
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance, batch_within, memory_per_image
+        >>> prior = GaussianPrior(torch.zeros(1, 16, 16), StationaryCovariance(torch.ones(1, 16, 16)))
+        >>> one = memory_per_image(prior, gradient=False)
+        >>> batch_within(prior, 10 * one, gradient=False)
+        10
     """
     need = memory_per_image(prior, gradient=gradient)
     if memory < need:

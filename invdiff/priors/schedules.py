@@ -15,6 +15,11 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
 
     ``sigma_i = (sigma_max^(1/rho) + i/n (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho``
     (Karras et al. 2022, arXiv 2206.00364, eq. 5, with both ends included).
+
+    Example:
+        >>> from invdiff.priors import karras_sigmas
+        >>> [f"{float(s):.3f}" for s in karras_sigmas(2, 0.002, 80.0)]
+        ['80.000', '2.515', '0.002']
     """
     if n < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(f"Need n >= 1 and 0 < sigma_min < sigma_max, got n={n}, {sigma_min=}, {sigma_max=}.")
@@ -23,12 +28,24 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
 
 
 def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """The DDPM schedule (Ho et al. 2020): beta linear in the step, float64."""
+    """The DDPM schedule (Ho et al. 2020): beta linear in the step, float64.
+
+    Example:
+        >>> from invdiff.priors import linear_betas
+        >>> [round(float(b), 5) for b in linear_betas(1000)[[0, 999]]]
+        [0.0001, 0.02]
+    """
     return torch.linspace(first, last, n, dtype=torch.float64)
 
 
 def sqrt_linear_betas(n: int = 1000, first: float = 0.0015, last: float = 0.0195) -> Tensor:
-    """The latent-diffusion schedule (Rombach et al. 2022): sqrt(beta) linear in the step, float64."""
+    """The latent-diffusion schedule (Rombach et al. 2022): sqrt(beta) linear in the step, float64.
+
+    Example:
+        >>> from invdiff.priors import sqrt_linear_betas
+        >>> [round(float(b), 5) for b in sqrt_linear_betas(1000)[[0, 999]]]
+        [0.0015, 0.0195]
+    """
     return torch.linspace(first**0.5, last**0.5, n, dtype=torch.float64) ** 2
 
 
@@ -37,6 +54,12 @@ class DiscreteSchedule:
 
     ``sigma_t = sqrt((1 - abar_t) / abar_t)`` with ``abar_t = prod_(s<=t) (1 - beta_s)``, t = 0 .. n-1. Between
     the integers the index is linear in log sigma, so ``index(sigma_t) = t`` exactly.
+
+    Example:
+        >>> from invdiff.priors import DiscreteSchedule, linear_betas
+        >>> schedule = DiscreteSchedule(linear_betas(1000))
+        >>> round(float(schedule.index(schedule.sigmas[[500]])), 6)
+        500.0
     """
 
     def __init__(self, betas: Tensor | Sequence[float]) -> None:
@@ -82,7 +105,14 @@ class NoiseVariance:
 
 
 def ddpm_sigmas(n: int) -> list[float]:
-    """``n`` levels of the linear DDPM schedule, evenly spaced in its 1000 steps, from 157 down to 0.01, then 0."""
+    """``n`` levels of the linear DDPM schedule, evenly spaced in its 1000 steps, from 157 down to 0.01, then 0.
+
+    Example:
+        >>> from invdiff.priors import ddpm_sigmas
+        >>> levels = ddpm_sigmas(1000)
+        >>> len(levels), f"{levels[0]:.1f}", f"{levels[-2]:.2f}", levels[-1]
+        (1001, '157.4', '0.01', 0.0)
+    """
     schedule = DiscreteSchedule(linear_betas(1000))
     return [*schedule.sigmas[torch.linspace(999, 0, n).round().long()].tolist(), 0.0]
 
@@ -92,6 +122,12 @@ class DDPMGrid:
     """Noise levels evenly spaced in the steps of the linear DDPM schedule: the grid of DDIM with 1000 steps.
 
     Levels above ``sigma_max`` are left out and replaced by finer ones below it.
+
+    Example:
+        >>> from invdiff.priors import DDPMGrid
+        >>> levels = DDPMGrid()(50)
+        >>> len(levels), f"{levels[0]:.1f}", f"{levels[-2]:.2f}", levels[-1]
+        (51, '157.4', '0.01', 0.0)
     """
 
     sigma_max: float = 158.0
@@ -107,7 +143,14 @@ class DDPMGrid:
 @dataclass(frozen=True, kw_only=True)
 class QuadraticDDPMGrid:
     """Levels of the linear DDPM schedule at the steps ``999 - 999 sqrt(i / (n - 1))``: large strides at high noise,
-    small ones at low noise (the "quad" spacing of DiffPIR's released code)."""
+    small ones at low noise (the "quad" spacing of DiffPIR's released code).
+
+    Example:
+        >>> from invdiff.priors import QuadraticDDPMGrid
+        >>> levels = QuadraticDDPMGrid()(10)
+        >>> len(levels), bool(levels[0] - levels[1] > levels[-3] - levels[-2]), levels[-1]
+        (11, True, 0.0)
+    """
 
     def __call__(self, n: int) -> list[float]:
         """``n`` positive levels, descending, then 0."""
@@ -118,7 +161,13 @@ class QuadraticDDPMGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class KarrasGrid:
-    """Noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5), ``sigma_min`` being the last positive one."""
+    """Noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5), ``sigma_min`` being the last positive one.
+
+    Example:
+        >>> from invdiff.priors import KarrasGrid
+        >>> [f"{s:.3f}" for s in KarrasGrid()(3)]
+        ['80.000', '2.515', '0.002', '0.000']
+    """
 
     sigma_max: float = 80.0
     sigma_min: float = 0.002
@@ -137,7 +186,13 @@ class KarrasGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class CosineGrid:
-    """Noise levels ``tan(pi t / 2)`` for t evenly spaced: the cosine schedule (Nichol and Dhariwal 2021, s = 0)."""
+    """Noise levels ``tan(pi t / 2)`` for t evenly spaced: the cosine schedule (Nichol and Dhariwal 2021, s = 0).
+
+    Example:
+        >>> from invdiff.priors import CosineGrid
+        >>> [round(s, 4) for s in CosineGrid(sigma_max=100.0, sigma_min=0.01)(3)]  # halfway: tan(pi / 4)
+        [100.0, 1.0, 0.01, 0.0]
+    """
 
     sigma_max: float = 80.0
     sigma_min: float = 0.002

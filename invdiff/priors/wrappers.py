@@ -51,6 +51,14 @@ class Tiled(Wrapper):
         overlap: of neighbouring tiles in pixels, at least; less than the prior's sides. Default: a quarter of the
             shorter one.
         batch_size: tiles given to the prior at a time, per image; default: one.
+
+    Example:
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance, Tiled
+        >>> prior = GaussianPrior(torch.zeros(1, 8, 8), StationaryCovariance(torch.ones(1, 8, 8)))
+        >>> large = Tiled(prior, (1, 12, 20), overlap=4)
+        >>> x = torch.randn(1, 1, 12, 20)
+        >>> torch.allclose(large(x, 1.0), x / 2, atol=1e-5)  # this prior looks at single pixels: no seams
+        True
     """
 
     def __init__(
@@ -104,6 +112,14 @@ class Slices(Wrapper):
     Args:
         n_slices: of a volume.
         batch_size: slices given to the prior at a time; default: all of all volumes.
+
+    Example:
+        >>> from invdiff.priors import GaussianPrior, Slices, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.ones(1, 4, 4)))
+        >>> volume = Slices(prior, 3)
+        >>> x = torch.randn(2, 1, 3, 4, 4)
+        >>> volume.shape, torch.allclose(volume(x, 1.0)[:, :, 1], prior(x[:, :, 1], 1.0))
+        ((1, 3, 4, 4), True)
     """
 
     def __init__(self, prior: Prior, n_slices: int, *, batch_size: int | None = None) -> None:
@@ -137,6 +153,13 @@ class ClippedSigma(Wrapper):
 
     Args:
         sigma_min, sigma_max: default: the prior's own.
+
+    Example:
+        >>> from invdiff.priors import ClippedSigma, GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 2, 2), StationaryCovariance(torch.ones(1, 2, 2)))
+        >>> x = torch.randn(3, 1, 2, 2)
+        >>> torch.allclose(ClippedSigma(prior, sigma_min=0.1)(x, 0.01), prior(x, 0.1))
+        True
     """
 
     def __init__(self, prior: Prior, *, sigma_min: float | None = None, sigma_max: float | None = None) -> None:
@@ -165,6 +188,14 @@ class Calibrated(Wrapper):
     Args:
         sigmas: noise levels, ascending.
         offsets: mean of ``D(x0 + s n, s) - x0`` at each, (level, \\*prior.shape).
+
+    Example:
+        >>> from invdiff.priors import Calibrated, GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 2, 2), StationaryCovariance(torch.ones(1, 2, 2)))
+        >>> better = Calibrated(prior, [0.1, 1.0], torch.full((2, 1, 2, 2), 0.25))  # what it is wrong by
+        >>> x = torch.randn(3, 1, 2, 2)
+        >>> torch.allclose(better(x, 1.0), prior(x, 1.0) - 0.25)
+        True
     """
 
     def __init__(self, prior: Prior, sigmas: Sequence[float], offsets: Tensor) -> None:
