@@ -35,6 +35,17 @@ class OSEM:
     Attributes:
         n_steps: passes through the data; stopping early regularises.
         n_subsets: of the views (dimension 1 of the data); 1 for operators without views.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import OSEM
+        >>> from invdiff.operators import CT, ParallelBeam
+        >>> A, x = CT(ParallelBeam.covering((16, 16), 1.0, n_views=16)), torch.zeros(1, 16, 16)
+        >>> x[0, 5:11, 5:11] = 0.02
+        >>> m = Measurement(A(x), A, GaussianNoise(0.01))
+        >>> image = OSEM(n_steps=5, n_subsets=4)(None, m).mean
+        >>> bool(image.min() >= 0), bool(m.residual(image).norm() < 0.1 * m.y.norm())
+        (True, True)
     """
 
     n_steps: int = 5

@@ -30,13 +30,25 @@ class PnP:
 
     The denoiser is a prior's, used at low levels only; any callable one, such as deepinv's DRUNet, is a prior by
     :func:`invdiff.priors.interop.from_deepinv`. Where the denoiser is the exact one of a Gaussian image of covariance C
-    and the level stays at sigma, it converges to the posterior mean of covariance ``(C + sigma^2) / lam``.
+    and the level stays at sigma, x converges to the posterior mean of covariance ``(C + sigma^2) / lam``; the image is the
+    denoised ``D(x)``.
 
     Attributes:
         n_steps: iterations, each one denoising.
         sigma_first: level of the first, model units (range 2); paper: 49/255 of the range.
         sigma_last: of the last; between them they fall geometrically. Paper: the data's noise.
         lam: lambda, weight of the denoiser.
+
+    Example:
+        >>> from invdiff import GaussianNoise, Measurement
+        >>> from invdiff.classical import PnP
+        >>> from invdiff.operators import Identity
+        >>> from invdiff.priors import GaussianPrior, StationaryCovariance
+        >>> prior = GaussianPrior(torch.zeros(1, 1, 2), StationaryCovariance(torch.full((1, 1, 2), 0.24)))
+        >>> m = Measurement(torch.tensor([[[0.8, -0.8]]]), Identity((1, 1, 2)), GaussianNoise(0.5))
+        >>> x = PnP(n_steps=200, sigma_first=0.1, sigma_last=0.1, lam=1.0)(prior, m).mean
+        >>> [round(v, 3) for v in x.flatten().tolist()]  # 0.24 / (0.25 + 0.25) * 0.8
+        [0.384, -0.384]
     """
 
     n_steps: int = 8
