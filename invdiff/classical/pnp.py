@@ -30,8 +30,8 @@ class PnP:
 
     The denoiser is a prior's, used at low levels only; any callable one, such as deepinv's DRUNet, is a prior by
     :func:`invdiff.priors.interop.from_deepinv`. Where the denoiser is the exact one of a Gaussian image of covariance C
-    and the level stays at sigma, x converges to the posterior mean of covariance ``(C + sigma^2) / lam``; the image is the
-    denoised ``D(x)``.
+    and the level stays at sigma, x converges to the posterior mean of covariance ``(C + sigma^2) / lam``; the image
+    is the denoised ``D(x)``.
 
     Attributes:
         n_steps: iterations, each one denoising.
