@@ -5,7 +5,8 @@ Matplotlib is imported when a figure is made, and no global state of it is touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 
 from invdiff.evaluation import calibration
+from invdiff.evaluation.pareto import pareto_front
 from invdiff.posterior import Posterior
 from invdiff.storage import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from invdiff.benchmark import Plan, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +182,7 @@ def pareto(
                 f"{name} has cost {point[0]} and quality {point[1]}: both must be finite, the cost positive."
             )
     figure, ax = _single(4.6, 3.4)
-    front = _front(points, lower_is_better)
+    front = pareto_front(points, lower_is_better=lower_is_better)
     x, y = zip(*(points[name] for name in front), strict=True)
     ax.plot(x, y, color="C0", linewidth=1, drawstyle="steps-post", zorder=1)
     for name, point in points.items():
@@ -190,14 +194,52 @@ def pareto(
     return figure, ax
 
 
-def _front(points: Mapping[str, tuple[float, float]], lower_is_better: bool) -> list[str]:
-    """Names of the points that none beats in both, by rising cost."""
-    sign = 1 if lower_is_better else -1
-    front: list[str] = []
-    for name in sorted(points, key=lambda n: (points[n][0], sign * points[n][1])):
-        if not front or sign * points[name][1] < sign * points[front[-1]][1]:
-            front.append(name)
-    return front
+def table(
+    columns: Sequence[str], rows: Mapping[str, Sequence[str]], *, bold: Collection[tuple[str, int]] = ()
+) -> tuple[Figure, Axes]:
+    """Numbers as a picture.
+
+    Args:
+        columns: their headings.
+        rows: a cell for each column, as text, by the row's name.
+        bold: cells to print bold, as (name of the row, number of the column).
+    """
+    if not rows or any(len(cells) != len(columns) for cells in rows.values()):
+        raise ValueError(f"A table needs at least one row, and {len(columns)} cells in each, one for each column.")
+    figure, ax = _single(2.0 + 1.15 * len(columns), 0.6 + 0.26 * len(rows))
+    ax.axis("off")
+    headings = [textwrap.fill(c, 14) for c in columns]
+    drawn = ax.table([list(cells) for cells in rows.values()], rowLabels=list(rows), colLabels=headings, loc="center")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(7.5)
+    for (i, j), cell in drawn.get_celld().items():
+        cell.visible_edges = "B" if i == 0 else ""
+        cell.set_height((2.2 if i == 0 else 1) / (len(rows) + 2.2))
+        if i > 0 and (list(rows)[i - 1], j) in bold:
+            cell.set_text_props(weight="bold")
+    return figure, ax
+
+
+def benchmark(plan: Plan, store: Store) -> dict[str, dict[str, Figure]]:
+    """The figures of a benchmark's report: problem to figures by name, those for which there are results.
+
+    "table": the numbers; "seconds" and "nfe": quality against cost; "calibration": coverage of central intervals.
+    """
+    from invdiff.benchmark import report
+
+    out: dict[str, dict[str, Figure]] = {}
+    for problem, methods in report.collect(plan, store).items():
+        if not any(group.results for group in methods.values()):
+            continue
+        t = report.tabulate(methods)
+        found = {"table": table(t.columns, t.rows, bold=t.best)[0]}
+        for axis, label in report.AXES:
+            if len(points := report.costs(methods, axis)) > 1:
+                found[axis] = pareto(points, cost=label, quality=report.QUALITY)[0]
+        if curves := {m: torch.tensor(c).T for m, c in report.curves(methods).items()}:
+            found["calibration"] = calibration_curve({m: (c[0], c[1]) for m, c in curves.items()})[0]
+        out[problem] = found
+    return out
 
 
 def _single(width: float, height: float) -> tuple[Figure, Axes]:

@@ -132,7 +132,7 @@ def status(plan: PlanFile, store: StoreFolder, data: DataFolder = None) -> None:
         checked, opened = Plan.read(plan, data=data), Store(store)
         counts: dict[tuple[str, str], Counter[str]] = {}
         running, failures, seen = opened.all_running(), [], set[str]()
-        for cell, task in zip(checked.cells(), engine.tasks(checked, opened, make=False), strict=True):
+        for cell, task in engine.tasks(checked, opened, make=False):
             state = "missing"
             if task is not None:
                 if task.key in seen:
@@ -146,7 +146,8 @@ def status(plan: PlanFile, store: StoreFolder, data: DataFolder = None) -> None:
                     state = "failed"
                     error = failure["errors"][-1]
                     failures.append((task.key, len(failure["errors"]), f"{error['kind']}: {error['message']}"))
-            counts.setdefault((cell.problem, cell.label), Counter())[state] += 1
+            problem = f"{cell.problem}, validation" if cell.search else cell.problem
+            counts.setdefault((problem, cell.label), Counter())[state] += 1
     except _errors() as error:
         _fail(error)
     states = ("done", "running", "failed", "missing")
@@ -202,15 +203,19 @@ def report(
     plan: PlanFile,
     store: StoreFolder,
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    table: Annotated[Path | None, typer.Option(help="Also the tables alone, as text.")] = None,
     data: DataFolder = None,
 ) -> None:
     """One self-contained HTML file: tables, plots, and a viewer of the images."""
     from invdiff.benchmark.plan import Plan
-    from invdiff.benchmark.report import write_report
+    from invdiff.benchmark.report import write_report, write_tables
     from invdiff.benchmark.store import Store
 
     try:
-        n = write_report(Plan.read(plan, data=data), Store(store), out, data=data)
+        checked, opened = Plan.read(plan, data=data), Store(store)
+        n = write_report(checked, opened, out, data=data)
+        if table is not None:
+            write_tables(checked, opened, table)
     except _errors() as error:
         _fail(error)
     console.print(f"{n} results in {out}", highlight=False, soft_wrap=True)

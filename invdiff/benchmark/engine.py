@@ -34,8 +34,9 @@ from torch import Tensor
 
 from invdiff.algorithms import ALGORITHMS
 from invdiff.algorithms.configure import configure
-from invdiff.benchmark.plan import Plan, Recipe, TaskSpec, lookup, sha256
+from invdiff.benchmark.plan import Cell, Method, Plan, Recipe, TaskSpec, lookup, sha256
 from invdiff.benchmark.store import DamagedError, Store, StoreError, now
+from invdiff.benchmark.tuning import Search
 from invdiff.classical import CLASSICAL
 from invdiff.evaluation import psnr, ssim
 from invdiff.evaluation.calibration import fair_crps, ranks, spread_skill
@@ -57,11 +58,13 @@ class Task:
     Attributes:
         key, spec: what is computed.
         labels: names of problem, item and method in the plan, and the patient.
+        search: of a tuned method, how its parameters were found.
     """
 
     key: str
     spec: TaskSpec
     labels: Mapping[str, str]
+    search: Search | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,22 +411,42 @@ def serial(queue: collections.deque[Task], work: Work) -> Iterator[tuple[Task, O
 # ---------------------------------------------------------------------------------------------------- runs
 
 
-def tasks(plan: Plan, store: Store, *, data: Path | None = None, make: bool = True) -> Iterator[Task | None]:
-    """The plan's tasks. ``make``: measurements that the store does not have are made; otherwise their tasks are None.
+def tasks(
+    plan: Plan, store: Store, *, data: Path | None = None, make: bool = True
+) -> Iterator[tuple[Cell, Task | None]]:
+    """The plan's cells with their tasks. ``make``: measurements that the store does not have are made; otherwise their
+    tasks are None. So are those of a tuned method whose trials are not all done or failed, or all failed.
 
     Raises:
-        KeyError, ValueError: a prior that is not there, or does not fit its measurement.
+        KeyError, ValueError: a prior that is not there, or does not fit its measurement; a validation item that is a
+            test item too.
     """
     fits: set[tuple[str, str]] = set()
     known: dict[str, dict[str, str] | None] = {}
     priors: dict[str, str] = {"": ""}
+    searches: dict[tuple[str, str, str], Search] = {}
+    tuned_on: set[tuple[str, str]] = set()
     for cell in plan.cells():
         recipe = cell.recipe.key
         if recipe not in known:
             known[recipe] = store.make(cell.recipe, data) if make else store.data(cell.recipe)
         found = known[recipe]
-        if found is None:
-            yield None
+        method: Method | None = cell.method
+        search = None
+        if cell.search or cell.method.candidates:
+            name = cell.search or cell.method.name
+            search = searches.setdefault((cell.problem, name, cell.prior), Search(cell.method.by))
+        if found is not None and found["item"]:
+            if cell.search:
+                tuned_on.add((cell.problem, found["item"]))
+            elif (cell.problem, found["item"]) in tuned_on:
+                raise ValueError(f"{cell.problem}: {found['item']!r} is among the items and the validation items.")
+        if search and not cell.search:
+            method = search.best(store)
+        if found is None or method is None:
+            if search and cell.search:
+                search.add(cell.method, cell.item, "", None)
+            yield cell, None
             continue
         if cell.prior not in priors:
             priors[cell.prior] = open_prior(cell.prior)[1]
@@ -433,11 +456,13 @@ def tasks(plan: Plan, store: Store, *, data: Path | None = None, make: bool = Tr
                 open_prior(cell.prior)[0].in_model_units(store.measurement(cell.recipe, data))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{cell.problem}, {cell.item}: {error}") from None
-        spec = cell.spec(found["digest"], found["dtype"], priors[cell.prior])
-        labels = {
-            "problem": cell.problem, "item": cell.item, "method": cell.label, "patient": found["patient"] or cell.item
-        }  # fmt: skip
-        yield Task(spec.key, spec, labels)
+        spec = cell.spec(method, found["digest"], found["dtype"], priors[cell.prior])
+        problem, patient = cell.problem, found["patient"] or cell.item
+        if search and cell.search:
+            search.add(cell.method, cell.item, patient, spec.key)
+            problem += ", validation"
+        labels = {"problem": problem, "item": cell.item, "method": cell.label, "patient": patient}
+        yield cell, Task(spec.key, spec, labels, None if cell.search else search)
 
 
 def run(
@@ -501,58 +526,71 @@ def run(
     with store.lock():
         left_over = {k: report for k, (mark, report) in store.all_running().items() if mark["serial"]}
         store.clean()
-        summary, queue, seen = Summary(), collections.deque[Task](), set[str]()
-        for task in tasks(plan, store, data=data):
-            assert task is not None
-            if task.key in seen:
-                continue
-            seen.add(task.key)
-            summary.total += 1
-            if store.has(task.key):
-                try:
-                    store.check(task.key)
-                    summary.stored += 1
-                    continue
-                except DamagedError:
-                    summary.damaged.append(str(store.set_aside(task.key)))
-            if task.key in left_over:
-                store.fail(
-                    task.spec, task.labels, kind="Killed", message="the run was killed or crashed in this task",
-                    traceback=left_over[task.key] or NO_TRACEBACK, permanent=False,
-                )  # fmt: skip
-            if retry_failed:
-                store.forget_failure(task.key)
-            elif failure := store.failure(task.key):
-                error = failure["errors"][-1]
-                if failure["permanent"] or len(failure["errors"]) >= attempts:
-                    summary.failed[task.key] = f"{error['kind']}: {error['message']}"
-                    continue
-            queue.append(task)
+        summary, seen = Summary(), set[str]()
         work = Work(
             store=str(store.path.resolve()), data=str(data.resolve()) if data else None, device=device,
             threads=threads, batch_size=batch_size, time_limit=plan.time_limit, attempts=attempts,
             run=uuid.uuid4().hex, serial=executor is serial,
         )  # fmt: skip
-        store.log_run(
-            {
-                "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "plan": plan.name,
-                "text": plan.text, "started": now(), "environment": environment(), "threads": threads,
-                "device": device, "tasks": len(queue),
-            }
-        )  # fmt: skip
-        total, ended = len(queue), 0
-        if callback is not None:
-            callback(0, total, None)
-        if total:
-            for task, outcome in executor(queue, work):
-                if outcome.state == "again":
-                    queue.append(task)
-                elif outcome.state == "done":
-                    summary.done += 1
-                else:
-                    summary.failed[task.key] = outcome.message
-                ended += outcome.state != "again"
-                if callback is not None:
-                    callback(ended, total, outcome)
+        ended = 0
+        for tuned in (False, True):  # what is tuned waits for its trials
+            queue, waiting = collections.deque[Task](), 0
+            for cell, task in tasks(plan, store, data=data):
+                if bool(cell.method.candidates) is not tuned:
+                    waiting += not tuned
+                    continue
+                if task is None:
+                    name = f"{cell.problem}, {cell.item}, {cell.label}, {cell.seed}"
+                    summary.total += 1
+                    summary.failed[name] = f"none of the values to choose from worked on the validation items ({name})"
+                    continue
+                if task.key in seen:
+                    continue
+                seen.add(task.key)
+                summary.total += 1
+                if store.has(task.key):
+                    try:
+                        store.check(task.key)
+                        summary.stored += 1
+                        continue
+                    except DamagedError:
+                        summary.damaged.append(str(store.set_aside(task.key)))
+                if task.key in left_over:
+                    store.fail(
+                        task.spec, task.labels, kind="Killed", message="the run was killed or crashed in this task",
+                        traceback=left_over[task.key] or NO_TRACEBACK, permanent=False,
+                    )  # fmt: skip
+                if retry_failed:
+                    store.forget_failure(task.key)
+                elif failure := store.failure(task.key):
+                    error = failure["errors"][-1]
+                    if failure["permanent"] or len(failure["errors"]) >= attempts:
+                        summary.failed[task.key] = f"{error['kind']}: {error['message']}"
+                        continue
+                queue.append(task)
+            total = ended + len(queue) + waiting
+            if not tuned:
+                store.log_run(
+                    {
+                        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "plan": plan.name,
+                        "text": plan.text, "started": now(), "environment": environment(), "threads": threads,
+                        "device": device, "tasks": total,
+                    }
+                )  # fmt: skip
+            if callback is not None and (queue or not tuned):
+                callback(ended, total, None)
+            if queue:
+                for task, outcome in executor(queue, work):
+                    if outcome.state == "again":
+                        queue.append(task)
+                    elif outcome.state == "done":
+                        summary.done += 1
+                    else:
+                        summary.failed[task.key] = outcome.message
+                    ended += outcome.state != "again"
+                    if callback is not None:
+                        callback(ended, total, outcome)
+            if not waiting:
+                break
         summary.left = summary.total - summary.stored - summary.done - len(summary.failed)
     return summary

@@ -9,16 +9,23 @@
     make = "sparse_view_ct"          # an entry of PROBLEMS, or "package.module:function"
     with = { n_views = [20, 40] }    # its arguments; a list of values makes one problem of each
     items = { seed = [0, 1, 2] }     # what results are averaged and paired over; the same arguments
+    validation = { seed = [7, 8] }   # items to tune methods on, none of the above; may give what "with" gives anew
     prior = "ct-128"                 # a shipped prior, a file, or "package.module:function"; also a list
     name = "CT"                      # default: make
 
     [[method]]
     algorithm = "daps"               # an algorithm or classical method (invdiff list), or "package.module:Class"
     set = { n_anneal = [50, 100] }   # its parameters; a list of values makes one method of each
+    tune = { n_steps = [5, 10] }     # parameters whose best value is looked for on the problem's validation items
+    by = "psnr"                      # best by the mean of this number over them: a key of SCORES (default psnr)
     prior = "ct-128-latent"          # instead of the problem's (optional)
     problems = ["CT*"]               # only on these (optional)
     n_samples = 2                    # instead of the plan's (optional)
     name = "DAPS"                    # default: algorithm
+
+A tuned method is tried with every combination of the values of ``tune``, for each problem and prior anew. These trials
+are tasks like all others, and run first; the best one's parameters are then the method's. A value with which a trial
+fails is out.
 
 A value that is itself a list is written as a list in a list. Arguments that are files are relative to the data folder.
 """
@@ -48,6 +55,12 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+# What a search can go by, and whether more is better.
+SCORES: dict[str, bool] = {
+    "psnr": True, "psnr_sample": True, "ssim": True, "ssim_sample": True, "crps": False,
+}  # fmt: skip
 
 
 def canonical(value: Any) -> str:
@@ -199,11 +212,13 @@ class Problem:
     Attributes:
         name: unique in the plan.
         items: label to recipe; results are averaged and paired over them.
+        validation: label to recipe, of the items that methods are tuned on.
         priors: to try.
     """
 
     name: str
     items: Mapping[str, Recipe]
+    validation: Mapping[str, Recipe]
     priors: Sequence[str]
 
 
@@ -221,6 +236,8 @@ class Method:
         priors: instead of the problem's, or None.
         problems: patterns of the names of the problems it runs on.
         n_samples: of each task.
+        candidates: of a tuned method, itself with each of the values to try, named by them; they are not tuned.
+        by: the key of SCORES that decides between them.
     """
 
     name: str
@@ -232,11 +249,17 @@ class Method:
     priors: Sequence[str] | None
     problems: Sequence[str]
     n_samples: int
+    candidates: Sequence[Method] = ()
+    by: str = "psnr"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One task of the plan, before its data were looked at."""
+    """One task of the plan, before its data were looked at.
+
+    Attributes:
+        search: of a trial on a validation item, the name of the tuned method; else "".
+    """
 
     problem: str
     item: str
@@ -246,10 +269,10 @@ class Cell:
     label: str
     seed: int
     keep: int
+    search: str = ""
 
-    def spec(self, data: str, dtype: str, prior_sha256: str) -> TaskSpec:
-        """The task, given what is known of data and prior."""
-        m = self.method
+    def spec(self, m: Method, data: str, dtype: str, prior_sha256: str) -> TaskSpec:
+        """The task, given the method, not a tuned one, and what is known of data and prior."""
         return TaskSpec(
             recipe=self.recipe, data=data, dtype=dtype, prior=self.prior, prior_sha256=prior_sha256, method=m.key,
             parameters=m.parameters, version=m.version, seed=self.seed, n_samples=m.n_samples,
@@ -319,19 +342,20 @@ class Plan:
             raise ValueError(f"{path.name}: {error.args[0] if error.args else error}") from None
 
     def cells(self) -> Iterator[Cell]:
-        """All tasks, item by item, so that an unfinished run has complete rows."""
+        """All tasks, item by item, so that an unfinished run has complete rows; before a problem's items the trials of
+        its tuned methods, with the first seed."""
         for problem, seed in itertools.product(self.problems, self.seeds):
             chosen = [m for m in self.methods if any(fnmatch.fnmatchcase(problem.name, p) for p in m.problems)]
-            for item, recipe in problem.items.items():
-                for method in chosen:
-                    priors = (
-                        [""] if not method.takes_prior else problem.priors if method.priors is None else method.priors
-                    )
+            trials = [(t, m.name) for m in chosen for t in m.candidates] if seed == self.seeds[0] else []
+            for items, methods in ((problem.validation, trials), (problem.items, [(m, "") for m in chosen])):
+                for (item, recipe), (method, search) in itertools.product(items.items(), methods):
+                    own = problem.priors if method.priors is None else method.priors
+                    priors = own if method.takes_prior else [""]
                     for prior in priors:
-                        label = f"{method.name}, {prior}" if len(priors) > 1 else method.name
+                        label = ", ".join(filter(None, (search, method.name, prior if len(priors) > 1 else "")))
                         yield Cell(
                             problem=problem.name, item=item, recipe=recipe, prior=prior, method=method, label=label,
-                            seed=seed, keep=self.keep,
+                            seed=seed, keep=self.keep, search=search,
                         )  # fmt: skip
 
 
@@ -340,10 +364,12 @@ _PLAN: dict[str, tuple[type, ...]] = {
     "time_limit": (int, float),
 }  # fmt: skip
 _PROBLEM: dict[str, tuple[type, ...]] = {
-    "name": (str,), "make": (str,), "with": (dict,), "items": (dict,), "prior": (str, list),
+    "name": (str,), "make": (str,), "with": (dict,), "items": (dict,), "validation": (dict,),
+    "prior": (str, list),
 }  # fmt: skip
 _METHOD: dict[str, tuple[type, ...]] = {
-    "name": (str,), "algorithm": (str,), "set": (dict,), "prior": (str, list), "problems": (list,), "n_samples": (int,),
+    "name": (str,), "algorithm": (str,), "set": (dict,), "tune": (dict,), "by": (str,),
+    "prior": (str, list), "problems": (list,), "n_samples": (int,),
 }  # fmt: skip
 
 
@@ -373,6 +399,9 @@ def _parse(name: str, text: str, data: Path | None) -> Plan:
         ]
         if on and not p.priors:
             raise ValueError(f"The problem {p.name!r} needs a prior for {on[0]!r} (prior = ...).")
+        for m in methods:
+            if m.candidates and not p.validation and any(fnmatch.fnmatchcase(p.name, q) for q in m.problems):
+                raise ValueError(f"The problem {p.name!r} needs validation items for {m.name!r} (validation = ...).")
     return Plan(
         name=name, text=text, problems=problems, methods=methods, seeds=seeds, keep=keep,
         time_limit=None if limit is None else float(limit),
@@ -424,7 +453,14 @@ def _problems(entry: Any, data: Path | None) -> Iterator[Problem]:
                 raise ValueError(f"The problem {name!r} gives {both[0]!r} both in with and in items.")
             recipe = _recipe(entry["make"], make, {**arguments, **varied}, data)
             items[", ".join(str(v) for v in varied.values()) or name] = recipe
-        yield Problem(name=f"{name}, {label}" if label else name, items=items, priors=_priors(entry))
+        validation: dict[str, Recipe] = {}
+        for varied, _ in _grid(entry["validation"]) if "validation" in entry else ():
+            recipe = _recipe(entry["make"], make, {**arguments, **varied}, data)
+            if recipe.key in {r.key for r in items.values()}:
+                raise ValueError(f"The problem {name!r}: {dict(varied)} is both in items and in validation.")
+            validation[", ".join(str(v) for v in varied.values())] = recipe
+        title = f"{name}, {label}" if label else name
+        yield Problem(name=title, items=items, validation=validation, priors=_priors(entry))
 
 
 def _recipe(name: str, make: Callable[..., Measurement], arguments: dict[str, Any], data: Path | None) -> Recipe:
@@ -463,10 +499,26 @@ def _methods(entry: Any, n_samples: int) -> Iterator[Method]:
     n = 1 if point else entry.get("n_samples", n_samples)
     if n < 1:
         raise ValueError(f"The method {name!r}: n_samples must be at least 1, got {n}.")
-    for overrides, label in _grid(entry.get("set", {})):
-        parameters = full_parameters(configure(cls, overrides))
-        yield Method(
-            name=f"{name}, {label}" if label else name, key=key, parameters=parameters, version=version_of(cls),
-            point=point, takes_prior=bool(getattr(cls, "takes_prior", not point)),
+    by, tune, fixed = entry.get("by", "psnr"), entry.get("tune", {}), entry.get("set", {})
+    if by not in SCORES:
+        raise ValueError(f"The method {name!r} cannot be tuned by {by!r}; there are {', '.join(SCORES)}.")
+    if "by" in entry and not tune:
+        raise ValueError(f"The method {name!r} has by, but nothing to tune (tune = ...).")
+    for parameter, values in tune.items():
+        if parameter in fixed or not isinstance(values, list):
+            raise ValueError(f"The method {name!r}: tune takes a list of values of {parameter!r}, and set none.")
+
+    def method(title: str, overrides: Mapping[str, Any], candidates: Sequence[Method] = ()) -> Method:
+        return Method(
+            name=title, key=key, parameters={} if candidates else full_parameters(configure(cls, overrides)),
+            version=version_of(cls), point=point, takes_prior=bool(getattr(cls, "takes_prior", not point)),
             priors=_priors(entry) if "prior" in entry else None, problems=entry.get("problems", ["*"]), n_samples=n,
+            candidates=candidates, by=by,
         )  # fmt: skip
+
+    for overrides, label in _grid(fixed):
+        trials = [
+            method(", ".join(f"{k}={v}" for k, v in values.items()), {**overrides, **values})
+            for values, _ in (_grid(tune) if tune else ())
+        ]
+        yield method(f"{name}, {label}" if label else name, overrides, trials)

@@ -19,6 +19,8 @@ from torch import Tensor
 from invdiff.benchmark.engine import tasks
 from invdiff.benchmark.plan import Plan
 from invdiff.benchmark.store import DamagedError, Result, Store, now
+from invdiff.benchmark.tuning import Search
+from invdiff.evaluation.pareto import pareto_front
 from invdiff.storage import atomic_path
 
 # Okabe and Ito's colours, told apart with any colour vision.
@@ -55,10 +57,12 @@ class Group:
 
     Attributes:
         missing: tasks without a result.
+        search: how its parameters were tuned, or None.
     """
 
     results: list[tuple[str, str, Result]] = field(default_factory=list)  # item, patient, result
     missing: int = 0
+    search: Search | None = None
 
     def values(self, metric: str) -> list[float]:
         """One value for each item: the mean over its seeds."""
@@ -134,7 +138,9 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 def collect(plan: Plan, store: Store) -> dict[str, dict[str, Group]]:
     """Problem to method to results, in the plan's order. Damaged results count as missing."""
     groups: dict[str, dict[str, Group]] = {}
-    for cell, task in zip(plan.cells(), tasks(plan, store, make=False), strict=True):
+    for cell, task in tasks(plan, store, make=False):
+        if cell.search:
+            continue
         group = groups.setdefault(cell.problem, {}).setdefault(cell.label, Group())
         try:
             result = store.read(task.key) if task is not None and store.has(task.key) else None
@@ -144,7 +150,25 @@ def collect(plan: Plan, store: Store) -> dict[str, dict[str, Group]]:
             group.missing += 1
         else:
             group.results.append((cell.item, task.labels["patient"], result))
+            group.search = task.search
     return groups
+
+
+def tuned(methods: Mapping[str, Group], store: Store) -> list[str]:
+    """A sentence for each method of a problem that was tuned: the values chosen, from which, and on what."""
+    sentences = []
+    for name, group in methods.items():
+        if (s := group.search) is None or (best := s.best(store)) is None:
+            continue
+        scores = (s.scores(store) or {}).items()
+        tried = ", ".join(f"{v}: {'failed' if score is None else format(score, '.4g')}" for v, score in scores)
+        shared = sorted({p for _, p, _ in group.results} & set(s.patients))
+        warning = f"; of the same patients as the results: {', '.join(shared)}" if shared else ""
+        sentences.append(
+            f"{name}: {best.name}, the best {s.by} of {{{tried}}} on the validation items {'; '.join(s.items)}"
+            f" (patients {', '.join(s.patients)}{warning})."
+        )
+    return sentences
 
 
 def write_report(plan: Plan, store: Store, out: Path, *, data: Path | None = None, viewer_items: int = 6) -> int:
@@ -158,20 +182,14 @@ def write_report(plan: Plan, store: Store, out: Path, *, data: Path | None = Non
         ValueError: there is no result yet.
     """
     groups = collect(plan, store)
-    n = sum(len(g.results) for methods in groups.values() for g in methods.values())
-    if not n:
-        raise ValueError(f"{store.path} holds no result of the plan {plan.name!r} yet; run 'invdiff bench run' first.")
+    n = _count(plan, store, groups)
     colors = {m: COLORS[i % len(COLORS)] for i, m in enumerate({m: 0 for ms in groups.values() for m in ms})}
-    sections = "\n".join(_section(p, methods, colors) for p, methods in groups.items())
-    missing = sum(g.missing for methods in groups.values() for g in methods.values())
+    sections = "\n".join(_section(p, methods, colors, store) for p, methods in groups.items())
     template = (Path(__file__).parent / "report.html").read_text()
     page = template
     for name, text in (
         ("title", html.escape(f"Benchmark {plan.name}")),
-        (
-            "lead",
-            html.escape(f"{n} results" + (f", {missing} missing or failed" if missing else "") + f". Made {now()}."),
-        ),
+        ("lead", html.escape(_lead(groups, n))),
         ("sections", sections),
         ("legend", html.escape(LEGEND)),
         ("provenance", _provenance(plan, store, groups)),
@@ -186,85 +204,147 @@ def write_report(plan: Plan, store: Store, out: Path, *, data: Path | None = Non
 # -------------------------------------------------------------------------------------- tables and plots
 
 
-def _section(problem: str, methods: Mapping[str, Group], colors: Mapping[str, str]) -> str:
+@dataclass(frozen=True)
+class Table:
+    """A problem's numbers, as text, with the places of the best of each column as (row, column)."""
+
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+    best: frozenset[tuple[str, int]]
+
+
+def tabulate(methods: Mapping[str, Group]) -> Table:
+    """Of one problem: a row for each method."""
     columns = [c for c in COLUMNS if any(g.values(c[1]) for g in methods.values())]
     first = next(iter(methods))
     pairs = {
         m: compare(methods[first].by_patient("psnr"), g.by_patient("psnr")) for m, g in methods.items() if m != first
     }
     corrected = dict(zip(pairs, holm([p for _, _, p in pairs.values()]), strict=True))
-    best = {}
+    compared = any(n for n, _, _ in pairs.values())
+    extremes = {}
     for _, metric, form, more in columns:
         means = [float(format(statistics.mean(v), form)) for g in methods.values() if (v := g.values(metric))]
-        best[metric] = None if more is None else max(means) if more else min(means)
-    compared = any(n for n, _, _ in pairs.values())
-    head = "".join(f"<th>{html.escape(h)}</th>" for h, *_ in columns)
-    head += f"<th>difference to {html.escape(first)}, dB</th><th>p</th>" if compared else ""
-    rows = []
+        extremes[metric] = None if more is None else max(means) if more else min(means)
+    rows, best = {}, set()
     for method, g in methods.items():
-        cells = []
+        done = len(g.results)
+        row = [f"{done}" if not g.missing else f"{done} of {done + g.missing}"]
         for _, metric, form, _ in columns:
             v = g.values(metric)
             if not v:
-                cells.append("<td></td>")
+                row.append("")
                 continue
             mean = statistics.mean(v)
             spread = statistics.stdev(v) if len(v) > 1 else 0.0
             text = format(mean, form) + (f" ± {format(spread, '.2g' if form == '.3g' else form)}" if spread else "")
             if metric == "coverage" and (r := g.ranks()) is not None:
                 text += f" ({coverage(r, 0.9)[0]:.2f})"
-            mark = ' class="best"' if best[metric] == float(format(mean, form)) and len(methods) > 1 else ""
-            cells.append(f"<td{mark}>{text}</td>")
+            if extremes[metric] == float(format(mean, form)) and len(methods) > 1:
+                best.add((method, len(row)))
+            row.append(text)
         if compared:
             k, difference, _ = pairs.get(method, (0, math.nan, None))
             p = corrected.get(method)
-            cells.append(f"<td>{difference:+.2f} (n = {k})</td>" if k else "<td></td>")
-            cells.append("<td></td>" if p is None else f"<td>{p:.2g}</td>")
-        done = len(g.results)
-        count = f"{done}" if not g.missing else f"{done} of {done + g.missing}"
+            row += [f"{difference:+.2f} (n = {k})" if k else "", "" if p is None else f"{p:.2g}"]
+        rows[method] = row
+    names = ["results", *(h for h, *_ in columns), *([f"difference to {first}, dB", "p"] if compared else [])]
+    return Table(names, rows, frozenset(best))
+
+
+def costs(methods: Mapping[str, Group], axis: str) -> dict[str, tuple[float, float]]:
+    """Method to (mean cost, mean PSNR), for those that have both; ``axis``: "seconds" or "nfe"."""
+    return {
+        m: (statistics.mean(x), statistics.mean(y))
+        for m, g in methods.items()
+        if (x := g.values(axis)) and (y := g.values("psnr")) and statistics.mean(x) > 0
+    }
+
+
+def curves(methods: Mapping[str, Group]) -> dict[str, list[tuple[float, float]]]:
+    """Method to :func:`curve`, for those with several samples."""
+    return {m: curve(r) for m, g in methods.items() if (r := g.ranks()) is not None}
+
+
+AXES = (("seconds", "seconds"), ("nfe", "NFE per sample"))
+QUALITY = "PSNR of the mean, dB"
+
+
+def write_tables(plan: Plan, store: Store, out: Path) -> int:
+    """The report's tables as text (Markdown), with the commands and where they ran; returns how many results."""
+    groups = collect(plan, store)
+    n = _count(plan, store, groups)
+    lines = [f"Benchmark {plan.name}: {_lead(groups, n)}", ""]
+    for problem, methods in groups.items():
+        t = tabulate(methods)
+        cells = [["method", *t.columns], *([m, *row] for m, row in t.rows.items())]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        text = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+        rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+        lines += [f"## {problem}", "", text[0], rule, *text[1:], "", *(f"- {s}" for s in tuned(methods, store)), ""]
+    lines += [LEGEND, ""]
+    for r in store.runs():
+        if r["plan"] == plan.name:
+            lines.append(f"{r['started']}: {r['command']} ({r['tasks']} tasks)")
+    for name, text_ in _environment(groups).items():
+        lines.append(f"{name}: {text_}")
+    with atomic_path(out) as tmp:
+        tmp.write_text("\n".join(lines) + "\n")
+    return n
+
+
+def _count(plan: Plan, store: Store, groups: Mapping[str, Mapping[str, Group]]) -> int:
+    n = sum(len(g.results) for methods in groups.values() for g in methods.values())
+    if not n:
+        raise ValueError(f"{store.path} holds no result of the plan {plan.name!r} yet; run 'invdiff bench run' first.")
+    return n
+
+
+def _lead(groups: Mapping[str, Mapping[str, Group]], n: int) -> str:
+    missing = sum(g.missing for methods in groups.values() for g in methods.values())
+    return f"{n} results" + (f", {missing} missing or failed" if missing else "") + f". Made {now()}."
+
+
+def _section(problem: str, methods: Mapping[str, Group], colors: Mapping[str, str], store: Store) -> str:
+    t = tabulate(methods)
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in t.columns)
+    rows = []
+    for method, row in t.rows.items():
+        marks = [' class="best"' if (method, i) in t.best else "" for i in range(len(row))]
+        cells = "".join(f"<td{mark}>{html.escape(text)}</td>" for mark, text in zip(marks, row, strict=True))
         dot = f'<span class="dot" style="background:{colors[method]}"></span>'
-        rows.append(f"<tr><th>{dot}{html.escape(method)}</th><td>{count}</td>{''.join(cells)}</tr>")
-    table = (
-        f"<table><thead><tr><th>method</th><th>results</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-    plots = [
-        _pareto(methods, colors, axis, label) for axis, label in (("seconds", "seconds"), ("nfe", "NFE per sample"))
-    ]
-    plots.append(_calibration(methods, colors))
+        rows.append(f"<tr><th>{dot}{html.escape(method)}</th>{cells}</tr>")
+    body = f"<table><thead><tr><th>method</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    searches = "".join(f"<li>{html.escape(s)}</li>" for s in tuned(methods, store))
+    listed = f"<p class='legend'>Tuned:</p><ul class='legend'>{searches}</ul>" if searches else ""
+    plots = [*(_pareto(methods, colors, axis, label) for axis, label in AXES), _calibration(methods, colors)]
     return (
-        f"<section><h2>{html.escape(problem)}</h2><div class='scroll'>{table}</div>"
+        f"<section><h2>{html.escape(problem)}</h2><div class='scroll'>{body}</div>{listed}"
         f"<div class='plots'>{''.join(plots)}</div></section>"
     )
 
 
 def _pareto(methods: Mapping[str, Group], colors: Mapping[str, str], axis: str, label: str) -> str:
     """Quality against cost; the line joins what no other method beats in both."""
-    points = [
-        (math.log10(statistics.mean(x)), statistics.mean(y), m)
-        for m, g in methods.items()
-        if (x := g.values(axis)) and (y := g.values("psnr")) and statistics.mean(x) > 0
-    ]
+    points = costs(methods, axis)
     if len(points) < 2:
         return ""
-    plot = _Plot([p[0] for p in points], [p[1] for p in points], label, "PSNR of the mean, dB")
-    front: list[tuple[float, float]] = []
-    for log_cost, quality, _ in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not front or quality > front[-1][1]:
-            front.append((log_cost, quality))
-    plot.line(front, "#999", dashed=True)
-    for log_cost, quality, m in points:
-        plot.dot(log_cost, quality, colors[m], f"{m}: {quality:.2f} dB, {10**log_cost:.3g} {label}")
+    at = {m: (math.log10(cost), quality) for m, (cost, quality) in points.items()}
+    plot = _Plot([x for x, _ in at.values()], [y for _, y in at.values()], label, QUALITY)
+    plot.line([at[m] for m in pareto_front(points)], "#999", dashed=True)
+    for m, (cost, quality) in points.items():
+        plot.dot(*at[m], colors[m], f"{m}: {quality:.2f} dB, {cost:.3g} {label}")
     return plot.svg(log=True)
 
 
 def _calibration(methods: Mapping[str, Group], colors: Mapping[str, str]) -> str:
     """Measured against nominal coverage."""
-    curves = {m: curve(r) for m, g in methods.items() if (r := g.ranks()) is not None}
-    if not curves:
+    lines = curves(methods)
+    if not lines:
         return ""
     plot = _Plot([0, 1], [0, 1], "nominal coverage", "measured coverage", pad=0)
     plot.line([(0, 0), (1, 1)], "#999", dashed=True)
-    for m, c in curves.items():
+    for m, c in lines.items():
         plot.line(c, colors[m], title=m)
         for x, y in c[1:-1]:
             plot.dot(x, y, colors[m], f"{m}: {y:.2f} at {x:.2f}", r=3)
@@ -339,21 +419,25 @@ def _log_ticks(lo: float, hi: float) -> list[tuple[float, str]]:
     return [(math.log10(v), f"{v:g}") for v in values if lo <= math.log10(v) <= hi]
 
 
+def _environment(groups: Mapping[str, Mapping[str, Group]]) -> dict[str, str]:
+    """What the results were made with, and when."""
+    results = [r for methods in groups.values() for g in methods.values() for _, _, r in g.results]
+    names = ("invdiff", "commit", "python", "torch", "numpy", "scipy", "platform", "cpu", "cpus", "threads", "device")
+    out = {name: ", ".join(sorted({str(r.env.get(name, "")) for r in results})[:8]) for name in names}
+    days = sorted(str(r.env.get("finished", "")) for r in results)
+    return {**out, "computed": f"{days[0]} to {days[-1]}"}
+
+
 def _provenance(plan: Plan, store: Store, groups: Mapping[str, Mapping[str, Group]]) -> str:
     runs = [r for r in store.runs() if r["plan"] == plan.name]
     items = [f"<li><code>{html.escape(r['command'])}</code> ({r['started']}, {r['tasks']} tasks)</li>" for r in runs]
-    results = [r for methods in groups.values() for g in methods.values() for _, _, r in g.results]
-    names = ("invdiff", "commit", "python", "torch", "numpy", "scipy", "platform", "cpu", "cpus", "threads", "device")
-    rows = []
-    for name in names:
-        found = sorted({str(r.env.get(name, "")) for r in results})
-        rows.append(f"<tr><th>{name}</th><td>{html.escape(', '.join(found[:8]))}</td></tr>")
-    days = sorted(str(r.env.get("finished", "")) for r in results)
-    rows.append(f"<tr><th>computed</th><td>{html.escape(days[0])} to {html.escape(days[-1])}</td></tr>")
+    rows = [f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in _environment(groups).items()]
     parameters: dict[str, str] = {}
-    for methods in groups.values():
+    for problem, methods in groups.items():
         for name, g in methods.items():
             if g.results:
+                if g.search is not None:
+                    name = f"{name} ({problem})"
                 spec = g.results[0][2].spec
                 prior = f", prior {spec.prior} {spec.prior_sha256[:12]}" if spec.prior else ""
                 values = ", ".join(f"{k}={v}" for k, v in spec.parameters.items())

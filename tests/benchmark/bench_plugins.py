@@ -23,7 +23,12 @@ SHAPE = (1, 8, 8)
 def problem(*, item: int = 0, noise: float = 0.1) -> Measurement:
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(item))
     return Measurement.simulate(
-        x, Identity(SHAPE), GaussianNoise(noise), seed=item, item=f"item {item}", metadata={"patient": f"p{item // 2}"}
+        x,
+        Identity(SHAPE),
+        GaussianNoise(noise),
+        seed=1000 + item,
+        item=f"item {item}",
+        metadata={"patient": f"p{item // 2}"},
     )
 
 
@@ -103,3 +108,16 @@ class Point(Draw):
     """One image."""
 
     point = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink:
+    """The data times a weight: of white images of variance 1, best at 1 / (1 + noise^2)."""
+
+    weight: float = 1.0
+    point = True
+
+    def __call__(self, prior: Any, m: Measurement, **_: Any) -> Posterior:
+        if self.weight < 0:
+            raise ValueError("on purpose")
+        return Posterior(samples=self.weight * m.y[None], item=m.item)

@@ -282,6 +282,17 @@ def test_a_wrong_slurm_file_is_one_line(tmp_path: Path, text: str, message: str)
 
 
 @pytest.mark.slow
+def test_a_tuned_method_waits_for_its_trials_on_other_workers(tmp_path: Path, make_plan: Any) -> None:
+    path = make_plan(items=3)
+    text = path.read_text() + '\n[[method]]\nalgorithm = "daps"\ntune = { n_anneal = [3, 6] }\nby = "crps"\n'
+    path.write_text(text.replace("\nprior =", "\nvalidation = { item = [7, 8] }\nprior ="))
+    output = finish(start("run", path, "--store", tmp_path / "s", "--workers", 2))
+    assert "10 tasks: 10 computed now, 0 found" in output  # 3 of Draw; 2 values on 2 items, and the best on 3
+    run(Plan.read(path), tmp_path / "serial")
+    assert contents(tmp_path / "s") == contents(tmp_path / "serial")
+
+
+@pytest.mark.slow
 def test_no_port_is_open_to_other_machines(tmp_path: Path) -> None:
     """A scheduler runs the code of whoever reaches it."""
     code = (

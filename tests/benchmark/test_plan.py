@@ -192,8 +192,10 @@ def test_the_first_item_of_every_problem_is_reconstructed(path: Path, tmp_path: 
     problems = [dataclasses.replace(p, items=dict(list(p.items.items())[:1])) for p in plan.problems]
     small = dataclasses.replace(plan, problems=problems)
     store = Store(tmp_path / "s", create=True)
-    assert all(task is not None for task in tasks(small, store, data=data))
-    small = dataclasses.replace(small, methods=[m for m in plan.methods if m.point and m.key != "tv"])
+    assert all(task is not None for cell, task in tasks(small, store, data=data) if not cell.method.candidates)
+    small = dataclasses.replace(
+        small, methods=[m for m in plan.methods if m.point and not m.candidates and m.key != "tv"]
+    )
     summary = run(small, store, data=data)
     assert summary.failed == {}
     assert summary.done > 0

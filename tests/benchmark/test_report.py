@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from invdiff import plot
 from invdiff.benchmark import Plan, Store, run
-from invdiff.benchmark.report import _log_ticks, _ticks, collect, compare, coverage, curve, holm, write_report
+from invdiff.benchmark.report import (
+    _log_ticks,
+    _ticks,
+    collect,
+    compare,
+    coverage,
+    curve,
+    holm,
+    tabulate,
+    write_report,
+)
 from invdiff.evaluation import calibration
 
 
@@ -81,6 +93,26 @@ def test_a_report_of_an_unfinished_run_says_what_is_missing(page: Path, tmp_path
     other = Plan.read(make_plan("fails = 0, seconds = 0.5", name="other"))
     with pytest.raises(ValueError, match="holds no result of the plan 'other' yet"):
         write_report(other, store, page)
+
+
+def test_matplotlib_shows_the_numbers_of_the_page(page: Path, tmp_path: Path) -> None:
+    plan, store = Plan.read(tmp_path / "plan.toml"), Store(tmp_path / "s")
+    (figures,) = plot.benchmark(plan, store).values()
+    assert set(figures) == {"table", "nfe", "calibration"}  # Draw's stated seconds are 0: nothing to plot
+    methods = collect(plan, store)["P"]
+    expected = {m: (statistics.mean(g.values("nfe")), statistics.mean(g.values("psnr"))) for m, g in methods.items()}
+    (nfe,) = figures["nfe"].axes
+    assert [t.get_text() for t in nfe.texts] == list(expected)
+    assert {tuple(c.get_offsets()[0]) for c in nfe.collections} == set(expected.values())
+    (calibration_axes,) = figures["calibration"].axes
+    lines = {line.get_label(): line.get_xydata() for line in calibration_axes.lines}
+    np.testing.assert_allclose(lines["m1"], curve(methods["m1"].ranks()), atol=1e-6)
+    (cell_texts,) = [[c.get_text().get_text() for c in a.tables[0].get_celld().values()] for a in figures["table"].axes]
+    assert set(tabulate(methods).rows["m0"]) <= set(cell_texts)
+    for figure in figures.values():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=50)
+        assert buffer.getvalue().startswith(b"\x89PNG")
 
 
 @pytest.mark.skipif(browser.find() is None, reason="needs chromium (apt-get install chromium)")
