@@ -87,8 +87,10 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
 
 
 def version_of(item: Any) -> str:
-    """``__version__`` of the package that defines a class or function, or "" if it has none."""
-    return str(getattr(sys.modules.get(item.__module__.split(".")[0]), "__version__", ""))
+    """``__version__`` of the package that defines a class or function, or "" if it has none; with the ``version`` that
+    the class itself has, of what it wraps."""
+    package = str(getattr(sys.modules.get(item.__module__.split(".")[0]), "__version__", ""))
+    return f"{package} {item.version}" if getattr(item, "version", "") else package
 
 
 def full_parameters(instance: Any) -> dict[str, Any]:

@@ -24,12 +24,14 @@ from invdiff.noise import ComplexGaussianNoise, GaussianNoise, PoissonLogNoise
 from invdiff.operators import (
     CT,
     BicubicDownsample,
+    Inpainting,
     MultiCoilMRI,
     ParallelBeam,
     RealAsComplex,
     birdcage_maps,
     gaussian_psf,
     random_mask,
+    random_pixels,
     reflect_blur,
 )
 from invdiff.priors import GaussianPrior, StationaryCovariance
@@ -159,6 +161,25 @@ def deblurring(
     )
 
 
+def inpainting(
+    *, image: str = "camera", size: int = 128, fraction: float = 0.5, noise: float = 0.02, seed: int = 0
+) -> Measurement:
+    """Random pixels with Gaussian noise, of a test image of scikit-image in [0, 1].
+
+    Args:
+        image: its name in ``skimage.data``.
+        size: pixels along each side.
+        fraction: of the pixels that are seen.
+        noise: standard deviation.
+        seed: of mask and noise.
+    """
+    A = Inpainting(random_pixels((1, size, size), fraction, seed=seed))
+    return Measurement.simulate(
+        photograph(image, size), A, GaussianNoise(noise), seed=seed, item=image,
+        metadata={"source": f"scikit-image {image}"},
+    )  # fmt: skip
+
+
 def super_resolution(
     *, image: str = "camera", size: int = 128, factor: int = 4, noise: float = 0.02, seed: int = 0
 ) -> Measurement:
@@ -213,6 +234,7 @@ def htc_limited_angle(*, path: Path, arc: float = 90.0, start: float = 0.0) -> M
 PROBLEMS: dict[str, Callable[..., Measurement]] = {
     f.__name__: f
     for f in (
-        sparse_view_ct, accelerated_mri, ct_slice, mri_slice, deblurring, super_resolution, htc_limited_angle, measured,
+        sparse_view_ct, accelerated_mri, ct_slice, mri_slice, deblurring, inpainting, super_resolution,
+        htc_limited_angle, measured,
     )
 }  # fmt: skip

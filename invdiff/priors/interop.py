@@ -1,12 +1,14 @@
-"""Denoisers of deepinv (and anything called like them) as priors."""
+"""Denoisers of deepinv (and anything called like them) as priors, and priors as denoisers of deepinv."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from invdiff.priors.denoiser import NetworkPrior, PriorInfo, Rescaled
+from invdiff.priors.denoiser import Counted, NetworkPrior, Prior, PriorInfo, Rescaled
 
 
 class _Called(nn.Module):
@@ -58,3 +60,22 @@ def from_deepinv(
         sigma_max=sigma_max / half,
         info=info or PriorInfo(name=type(denoiser).__name__, value_range=(0.0, 1.0)),
     )
+
+
+def to_deepinv(prior: Prior | Counted) -> Any:
+    """A prior as a ``deepinv.models.Denoiser`` of images whose values 0 and 1 are the prior's -1 and +1.
+
+    Levels below the prior's smallest are denoised at that. deepinv is imported here (``pip install invdiff[deepinv]``).
+    """
+    from deepinv.models import Denoiser
+
+    D = prior if isinstance(prior, Counted) else Counted(prior)
+    known = D.prior
+
+    class PriorDenoiser(Denoiser):
+        def forward(self, x: Tensor, sigma: Any, *args: Any, **kwargs: Any) -> Tensor:
+            level = 2 * torch.as_tensor(sigma, dtype=known.dtype, device=known.device).flatten().expand(len(x))
+            u = (2 * x - 1).to(known.dtype)
+            return ((D(u, level.clamp(min=known.sigma_min)) + 1) / 2).to(x.dtype)
+
+    return PriorDenoiser()
