@@ -25,7 +25,18 @@ extensions = [
 exclude_patterns = ["_build", "tutorials/*.py", "examples"]
 html_theme = "pydata_sphinx_theme"
 html_title = "invdiff"
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+html_theme_options = {
+    "show_prev_next": False,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "header_links_before_dropdown": 8,
+}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_sidebars = {page: [] for page in (  # the pages without a section of their own
+    "index", "install", "quickstart", "conventions", "formats", "priors", "algorithms", "gallery", "uncertainty",
+    "limits", "benchmarks", "extending", "references", "genindex", "search",
+)}  # fmt: skip
 html_show_sourcelink = False
 nb_execution_mode = "off"  # docs/tutorials.py runs the notebooks beforehand
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -14,28 +14,36 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent / "tutorials"
 
 
+def notebook(script: Path) -> Any:
+    """A script as a notebook that JupyterLab opens without asking for a kernel; not executed."""
+    import jupytext
+
+    made = jupytext.read(script)
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made.metadata["script_sha256"] = hashlib.sha256(script.read_bytes()).hexdigest()
+    return made
+
+
 def make(script: Path, *, force: bool = False) -> None:
     """Execute one script as a notebook beside it. Raises what the notebook raised."""
-    import jupytext
     import nbformat
     from nbclient import NotebookClient
 
-    target, digest = script.with_suffix(".ipynb"), hashlib.sha256(script.read_bytes()).hexdigest()
+    target, made = script.with_suffix(".ipynb"), notebook(script)
+    digest = made.metadata["script_sha256"]
     if not force and target.is_file() and nbformat.read(target, 4).metadata.get("script_sha256") == digest:
         return
     begun = time.monotonic()
-    notebook = jupytext.read(script)
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook.metadata["script_sha256"] = digest
     with tempfile.TemporaryDirectory() as scratch:
         place = {"metadata": {"path": scratch}}
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
+        NotebookClient(made, timeout=600, kernel_name="python3", resources=place).execute()
     tmp = target.with_suffix(".tmp")
-    nbformat.write(notebook, tmp)
+    nbformat.write(made, tmp)
     tmp.replace(target)
     print(f"{script.name}: {time.monotonic() - begun:.0f} s", flush=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from invdiff.benchmark.cli import app as bench_app
+from invdiff.progress import progress_bar
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -42,25 +42,6 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def progress_bar(title: str) -> Callable[..., None]:
-    """A callback for algorithms that shows a bar with the time left, one per micro-batch of samples."""
-    from tqdm import tqdm
-
-    bar = None
-
-    def callback(step: int, n_steps: int, *, samples: range, **state: Any) -> None:
-        nonlocal bar
-        if bar is None:
-            which = f"samples {samples.start + 1}-{samples.stop}" if len(samples) > 1 else f"sample {samples.stop}"
-            bar = tqdm(total=n_steps, desc=f"{title}, {which}", unit="step", dynamic_ncols=True)
-        bar.update(step - bar.n)
-        if step == n_steps:
-            bar.close()
-            bar = None
-
-    return callback
 
 
 @app.command()

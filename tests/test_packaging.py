@@ -22,7 +22,7 @@ FLOORS = (
     ("algorithms", "classical"),
     ("evaluation",),
     ("benchmark",),
-    ("plot", "demo"),
+    ("plot", "demo", "progress"),
     ("cli",),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,10 +10,11 @@ from invdiff.algorithms import DAPS
 from invdiff.classical import FBP
 from invdiff.datasets import sparse_view_ct
 from invdiff.evaluation import psnr
+from invdiff.progress import progress_bar
 
 measurement = sparse_view_ct(n_views=40)
 fbp = FBP(window="hann")(None, measurement)
-posterior = DAPS(n_anneal=50)(load_prior("ct-128"), measurement, n_samples=8, seed=0)
+posterior = DAPS(n_anneal=50)(load_prior("ct-128"), measurement, n_samples=8, seed=0, callback=progress_bar())
 posterior
 
 # %% [markdown]
@@ -36,13 +37,15 @@ panels = {
     "truth": truth, "FBP": fbp.mean, "posterior mean": posterior.mean, "one sample": posterior.samples[0],
     "standard deviation": posterior.std, "error of the mean": (posterior.mean - truth).abs(),
 }  # fmt: skip
-figure, axes = plt.subplots(2, 3, figsize=(9, 6.4), layout="constrained")
+figure, axes = plt.subplots(2, 3, figsize=(10, 6.4), layout="constrained")
 for ax, (title, image) in zip(axes.flat, panels.items(), strict=True):
     uncertainty = title in ("standard deviation", "error of the mean")
     top = 0.1 * span if uncertainty else float(truth.max())
-    ax.imshow(image[0], cmap="magma" if uncertainty else "gray", vmin=0, vmax=top)
+    picture = ax.imshow(image[0], cmap="magma" if uncertainty else "gray", vmin=0, vmax=top)
     ax.set_title(title)
     ax.axis("off")
+    if title in ("posterior mean", "error of the mean"):
+        figure.colorbar(picture, ax=ax, label="1/mm", shrink=0.9)
 
 # %% [markdown]
 # Are the intervals right? With 8 samples, the truth should lie within their range in 7 of 9 pixels.

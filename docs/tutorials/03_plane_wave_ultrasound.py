@@ -44,10 +44,11 @@ measurement = Measurement.simulate(truth, A, ComplexGaussianNoise(sigma), seed=0
 from invdiff.algorithms import DAPS
 from invdiff.classical import DAS, CoherenceFactor
 from invdiff.priors import GaussianPrior, StationaryCovariance
+from invdiff.progress import progress_bar
 
 das, cf = DAS()(None, measurement).mean, CoherenceFactor()(None, measurement).mean
 prior = GaussianPrior(torch.zeros(2, 128, 96), StationaryCovariance(torch.full((2, 128, 96), 0.5)), name="speckle")
-posterior = DAPS(n_anneal=30)(prior, measurement, n_samples=8, seed=0)
+posterior = DAPS(n_anneal=30)(prior, measurement, n_samples=8, seed=0, callback=progress_bar())
 print(f"chi2 of the samples {float(measurement.chi2(posterior.samples).mean()):.2f}")
 
 
@@ -73,7 +74,7 @@ for ax, (title, e) in zip(axes, views.items(), strict=True):
     ax.set_title(f"{title}\ngCNR {gcnr(e, core, ring):.2f}")
     ax.set_xlabel("x, mm")
 axes[0].set_ylabel("depth, mm")
-figure.colorbar(picture, ax=axes, label="dB", shrink=0.7)
+bar = figure.colorbar(picture, ax=axes, label="dB", shrink=0.7)
 
 # %% [markdown]
 # The posterior mean is a deconvolution: finer than delay and sum. A sample fills what the array does not see with speckle,

@@ -49,16 +49,18 @@ for name, s in draws.items():
 # %%
 import matplotlib.pyplot as plt
 
-figure, axes = plt.subplots(1, len(draws), figsize=(14, 3.2), sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, len(draws), figsize=(14, 3.8), sharey=True, layout="constrained")
 row = 8
 for ax, (name, s) in zip(axes, draws.items(), strict=True):
     lower, upper = s.quantile(0.05, 0)[0, row], s.quantile(0.95, 0)[0, row]
-    ax.fill_between(range(16), lower, upper, alpha=0.35)
-    ax.plot(s.mean(0)[0, row], linewidth=2)
-    ax.plot(truth[0, row], "k--", linewidth=1)
-    ax.plot(A.mask[0, row].nonzero(), truth[0, row][A.mask[0, row]], "ko", markersize=4)
-    ax.set_title(name)
-axes[0].set_ylabel("a row of the image")
+    ax.fill_between(range(16), lower, upper, alpha=0.35, label="90 % of the samples")
+    ax.plot(s.mean(0)[0, row], linewidth=2, label="their mean")
+    ax.plot(truth[0, row], "k--", linewidth=1, label="truth")
+    ax.plot(A.mask[0, row].nonzero(), truth[0, row][A.mask[0, row]], "ko", markersize=4, label="measured pixel")
+    ax.set(title=name, xlabel="x, pixels")
+axes[0].set_ylabel("image value")
+legend = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
 # %% [markdown]
 # The whole bench, ten problems and every algorithm, is `invdiff truth` (about 12 minutes on two cores). Here its quick
 # version for two algorithms. The rows "exact draw" and "prior draw" are always there: the second ignores the data and

@@ -8,7 +8,7 @@
 # %%
 from pathlib import Path
 
-Path("plan.toml").write_text("""
+_ = Path("plan.toml").write_text("""
 n_samples = 4
 seeds = [0]
 keep = 4
@@ -55,7 +55,18 @@ print(run(plan, "store"))
 
 # %%
 table = load_results("store")
-table.groupby("method")[["psnr", "ssim", "chi2", "seconds"]].mean().round(3)
+means = table.groupby("method")[["psnr", "ssim", "chi2", "seconds"]].mean()
+means.round(3)
+
+# %% [markdown]
+# What an answer costs: the line joins the methods that no other one beats in both.
+
+# %%
+from invdiff.plot import pareto
+
+points = {name: (row.seconds, row.psnr) for name, row in means.iterrows()}
+figure, axes = pareto(points, cost="seconds for 4 samples, one worker", quality="PSNR of the mean [dB]")
+figure
 
 # %% [markdown]
 # `invdiff bench report plan.toml --store store --out report.html` writes one page with tables, paired statistics and a

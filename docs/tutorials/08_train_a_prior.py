@@ -16,7 +16,7 @@ folder.mkdir(exist_ok=True)
 source = nibabel.load(Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz")
 for name, index in (("train", 0), ("held_out", 1)):
     nibabel.save(nibabel.Nifti1Image(np.asarray(source.dataobj[..., index]), source.affine), folder / f"{name}.nii.gz")
-Path("my-brain.toml").write_text("""
+_ = Path("my-brain.toml").write_text("""
 name = "my-brain"
 modality = "mri"
 train = ["train.nii.gz"]
@@ -74,18 +74,21 @@ import torch.nn.functional as F
 from invdiff import GaussianNoise, Measurement
 from invdiff.algorithms import DAPS
 from invdiff.operators import Inpainting, random_pixels
+from invdiff.progress import progress_bar
 
 held_out = np.asarray(nibabel.load(folder / "held_out.nii.gz").dataobj)[:, ::-1, 12].T.astype(np.float32)
 x = torch.from_numpy(held_out / np.percentile(held_out[held_out > 0], 99.5))[None, None]
 x = F.interpolate(F.pad(x, (0, 0, 16, 16)), (64, 64), mode="area")[0].clamp(0, 1.2)
 m = Measurement.simulate(x, Inpainting(random_pixels((1, 64, 64), 0.4, seed=0)), GaussianNoise(0.02), seed=0)
-p = DAPS(n_anneal=40)(prior, m, n_samples=4)
+p = DAPS(n_anneal=40)(prior, m, n_samples=4, callback=progress_bar())
 figure, axes = plt.subplots(1, 5, figsize=(14, 3.2), layout="constrained")
 axes[0].plot(list(losses), list(losses.values()))
 axes[0].set(title="training loss", xlabel="step", yscale="log")
 shown = {"truth": x, "40 % of the pixels": m.y, "posterior mean": p.mean, "standard deviation": p.std}
 for ax, (title, image) in zip(axes[1:], shown.items(), strict=True):
     spread = title == "standard deviation"
-    ax.imshow(image[0], cmap="magma" if spread else "gray", vmin=0, vmax=0.25 if spread else 1)
+    picture = ax.imshow(image[0], cmap="magma" if spread else "gray", vmin=0, vmax=0.25 if spread else 1)
     ax.set_title(title)
     ax.axis("off")
+    if title in ("posterior mean", "standard deviation"):
+        figure.colorbar(picture, ax=ax, label="relative units", shrink=0.9)

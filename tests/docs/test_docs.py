@@ -100,3 +100,24 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     run = subprocess.run(build, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert (tmp_path / "html" / "index.html").is_file()
+
+
+def test_the_citation_file_follows_the_schema() -> None:
+    """What version 1.2 of the Citation File Format requires and allows, as far as this file uses it."""
+    yaml = pytest.importorskip("yaml", reason="the extra 'docs' is not installed")
+    citation = yaml.safe_load((DOCS.parent / "CITATION.cff").read_text())
+    required = {"authors", "cff-version", "message", "title"}
+    allowed = required | {
+        "abstract", "commit", "contact", "date-released", "doi", "identifiers", "keywords", "license", "license-url",
+        "preferred-citation", "references", "repository", "repository-artifact", "repository-code", "type", "url",
+        "version",
+    }  # fmt: skip
+    assert required <= set(citation) <= allowed
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] in ("software", "dataset")
+    for author in citation["authors"]:  # an entity has a name, a person a given or a family name
+        assert "name" in author or {"family-names", "given-names"} & set(author)
+    assert len(set(citation["keywords"])) == len(citation["keywords"])
+    project = (DOCS.parent / "pyproject.toml").read_text()
+    assert f'version = "{citation["version"]}"' in project
+    assert f'license = "{citation["license"]}"' in project

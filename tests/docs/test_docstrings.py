@@ -18,7 +18,8 @@ MODULES = (
     "invdiff", "invdiff.operators", "invdiff.datasets", "invdiff.priors", "invdiff.algorithms",
     "invdiff.algorithms.kernels", "invdiff.algorithms.solvers", "invdiff.classical", "invdiff.evaluation",
     "invdiff.evaluation.metrics", "invdiff.evaluation.lpips", "invdiff.evaluation.calibration",
-    "invdiff.evaluation.conformal", "invdiff.evaluation.ultrasound", "invdiff.plot", "invdiff.benchmark",
+    "invdiff.evaluation.conformal", "invdiff.evaluation.ultrasound", "invdiff.plot", "invdiff.progress",
+    "invdiff.benchmark",
 )  # fmt: skip
 NEEDS = {  # examples of names that exist for another package, which is not a dependency
     "invdiff.operators.from_deepinv": "deepinv",
