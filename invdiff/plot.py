@@ -203,6 +203,13 @@ def table(
         columns: their headings.
         rows: a cell for each column, as text, by the row's name.
         bold: cells to print bold, as (name of the row, number of the column).
+
+    Example:
+        >>> from invdiff.plot import table
+        >>> rows = {"FBP": ["29.6", "0.71"], "DAPS": ["32.9", "0.83"]}
+        >>> figure, axes = table(["PSNR [dB]", "SSIM"], rows, bold=[("DAPS", 0), ("DAPS", 1)])
+        >>> len(axes.tables[0].get_celld())  # 3 x 3, without the corner
+        8
     """
     if not rows or any(len(cells) != len(columns) for cells in rows.values()):
         raise ValueError(f"A table needs at least one row, and {len(columns)} cells in each, one for each column.")
@@ -224,6 +231,34 @@ def benchmark(plan: Plan, store: Store) -> dict[str, dict[str, Figure]]:
     """The figures of a benchmark's report: problem to figures by name, those for which there are results.
 
     "table": the numbers; "seconds" and "nfe": quality against cost; "calibration": coverage of central intervals.
+
+    Args:
+        plan: that was run.
+        store: where its results are.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from invdiff import plot
+        >>> from invdiff.benchmark import Plan, Store, run
+        >>> text = '''
+        ... n_samples = 1
+        ... seeds = [0]
+        ... [[problem]]
+        ... make = "accelerated_mri"
+        ... with = { n_coils = 2 }
+        ... prior = "brain-mri-128"
+        ... [[method]]
+        ... algorithm = "zero-filled"
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "plan.toml")
+        ...     _ = file.write_text(text)
+        ...     plan = Plan.read(file)
+        ...     _ = run(plan, f"{folder}/results")
+        ...     figures = plot.benchmark(plan, Store(f"{folder}/results"))
+        >>> list(figures["accelerated_mri"])  # one method makes no front, one sample no calibration
+        ['table']
     """
     from invdiff.benchmark import report
 
