@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from invdiff.datasets.files import Head, Volume
-from invdiff.datasets.kspace import item_index, kspace_measurement
+from invdiff.datasets.kspace import item_index, kspace_measurement, readout_phases
 from invdiff.measurement import Measurement
 
 START = "# Dimensions"
@@ -24,22 +24,27 @@ N_DIMENSIONS = 16
 def read_bart(
     path: str | Path, *, index: int | None = None, kspace: bool | None = None, magnitude: bool = True
 ) -> Measurement | Volume:
-    """Read a two-dimensional Cartesian k-space as a measurement, or images as a volume.
+    """Read a Cartesian k-space as a measurement of one slice, or images as a volume.
+
+    A three-dimensional k-space (both dimensions 1 and 2 phase-encoded) is transformed along its fully sampled readout,
+    and each position there is a slice.
 
     Args:
         path: the ``.cfl`` or the ``.hdr`` file; both must be there.
-        index: of k-space, which of the items that the dimensions from 4 on count (first fastest); None: the middle.
-            Images are read whole.
+        index: of k-space, which of the items that the dimensions from 4 on count (first fastest), and, slowest of all,
+            the positions along the readout of a three-dimensional one; None: the middle. Images are read whole.
         kspace: True or False to say what the file holds; None: k-space if there is more than one coil.
         magnitude: as in :func:`kspace_measurement`.
 
     Returns:
-        Measurement of k-space (coil, y = dimension 1, x = dimension 0), or Volume (..., z, y, x), complex, without
-        affine, the dimensions from 3 on reversed in front.
+        Measurement of k-space (coil, y = dimension 1, x = dimension 0), of a three-dimensional one (coil, y = dimension
+        2, x = dimension 1); or Volume (..., z, y, x), complex, without affine, the dimensions from 3 on reversed in
+        front.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: not such files, sizes that disagree, non-finite values, or a three-dimensional k-space.
+        ValueError: not such files, sizes that disagree, non-finite values, or a three-dimensional k-space whose
+            readouts are not sampled whole.
 
     Example:
         >>> import tempfile
@@ -73,16 +78,34 @@ def read_bart(
         if not np.isfinite(volume).all():
             raise ValueError(f"{data.name} has {int((~np.isfinite(volume)).sum())} non-finite value(s).")
         return Volume(volume, metadata={"file": data.name, "source": "BART"})
+    positions = sizes[0] if sizes[2] > 1 else 1
+    index = item_index(index, n_items * positions)
+    position, item = divmod(index, n_items)
+    where = np.unravel_index(item, sizes[4:], order="F")
+    samples = array[(slice(None),) * 4 + where].T  # (coil, z, y, x)
+    metadata = {"file": data.name, "source": "BART", "index": index, "n_items": n_items * positions}
     if sizes[2] > 1:
-        raise ValueError(
-            f"{data.name}: a three-dimensional k-space {sizes[:3]}. Transform it along a fully sampled direction first "
-            f"(bart fft -iu 1) and keep the slices in a dimension from 4 on."
-        )
-    index = item_index(index, n_items)
-    where = np.unravel_index(index, sizes[4:], order="F")
-    samples = np.ascontiguousarray(array[(slice(None),) * 4 + where][:, :, 0].transpose(2, 1, 0))
-    metadata = {"file": data.name, "source": "BART", "index": index, "n_items": n_items}
+        metadata["readout_position"] = position
+        samples = _at_position(samples, position, data.name)
+    else:
+        samples = np.ascontiguousarray(samples[:, 0])
     return kspace_measurement(samples, magnitude=magnitude, item=f"{path.stem}_{index}", metadata=metadata)
+
+
+def _at_position(samples: np.ndarray, position: int, name: str) -> np.ndarray:
+    """k-space (coil, z, y) of one position along the readout of (coil, z, y, x), a coil at a time."""
+    n = samples.shape[-1]
+    phases = readout_phases(position, n, n)
+    slices = []
+    for coil in samples:
+        sampled = np.count_nonzero(coil, axis=-1)
+        if not np.isin(sampled, (0, n)).all():
+            raise ValueError(
+                f"{name}: a three-dimensional k-space {samples.shape[:0:-1]} whose readouts (dimension 0) are not "
+                f"sampled whole cannot be taken apart into slices. Build a MultiCoilMRI operator of the volume."
+            )
+        slices.append((coil @ phases).astype(np.complex64))
+    return np.stack(slices)
 
 
 read = read_bart

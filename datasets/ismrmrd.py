@@ -1,8 +1,9 @@
-"""ISMRMRD raw data (HDF5): two-dimensional Cartesian MRI, prewhitened by the file's noise scans.
+"""ISMRMRD raw data (HDF5): Cartesian MRI slice by slice, prewhitened by the file's noise scans.
 
 Inati et al., "ISMRM Raw data format: a proposed standard for MRI raw datasets", Magnetic Resonance in Medicine 77
 (2017). One group holds ``xml``, the description of the scan, and ``data``, one record per readout. Images have rows
-along the phase-encoding direction and columns along the readout.
+along the phase-encoding direction and columns along the readout; in three dimensions, slices are positions along the
+readout, with rows along the second phase-encoding direction and columns along the first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from invdiff.datasets.files import Head
 from invdiff.datasets.hdf5 import damaged, open_hdf5, require_stored, text
-from invdiff.datasets.kspace import crop_readout, item_index, kspace_measurement
+from invdiff.datasets.kspace import crop_readout, item_index, kspace_measurement, readout_phases
 from invdiff.measurement import Measurement
 from invdiff.operators.mri_coils import noise_covariance, prewhiten
 
@@ -43,6 +44,7 @@ class ScanHeader:
         encoded_mm, recon_mm: fields of view (x, y, z), mm.
         trajectory: e.g. "cartesian".
         center, maximum: of the first phase-encoding counter; None where the header does not say.
+        center_2: of the second.
         calibration: mode of the parallel-imaging calibration, e.g. "embedded"; "" if not said.
         noise_bandwidth: relative receiver noise bandwidth, 1 if not said.
     """
@@ -54,6 +56,7 @@ class ScanHeader:
     trajectory: str
     center: int | None
     maximum: int | None
+    center_2: int | None
     calibration: str
     noise_bandwidth: float
 
@@ -97,6 +100,7 @@ class ScanHeader:
             return tuple(number(f"encoding/{path}/{axis}", kind, low) for axis in "xyz")
 
         limits = "encoding/encodingLimits/kspace_encoding_step_1"
+        limits_2 = "encoding/encodingLimits/kspace_encoding_step_2"
         return cls(
             encoded=triple("encodedSpace/matrixSize", int, 1),
             recon=triple("reconSpace/matrixSize", int, 1),
@@ -105,6 +109,7 @@ class ScanHeader:
             trajectory=(find("encoding/trajectory") or "").lower(),
             center=number(f"{limits}/center", int, 0, None),
             maximum=number(f"{limits}/maximum", int, 0, None),
+            center_2=number(f"{limits_2}/center", int, 0, None),
             calibration=(find("encoding/parallelImaging/calibrationMode") or "").lower(),
             noise_bandwidth=number("acquisitionSystemInformation/relativeReceiverNoiseBandwidth", float, 1e-3, 1.0),
         )
@@ -119,15 +124,19 @@ def read_ismrmrd(path: str | Path, *, index: int | None = None, magnitude: bool 
     the first is kept. Lines of an embedded calibration are used as data, those of a separate one are not. Readout
     oversampling is removed, unless echoes are incomplete.
 
+    A three-dimensional scan is transformed along its readout, without oversampling, and each position there is a slice:
+    image (z, y), of the two phase-encoding directions.
+
     Args:
         path: an ``.h5`` file.
-        index: image, in the order of (slice, contrast, phase, repetition, set); None: the middle one.
+        index: image, in the order of (slice, contrast, phase, repetition, set), in three dimensions after the position
+            along the readout; None: the middle one.
         magnitude: as in :func:`kspace_measurement`.
 
     Raises:
         FileNotFoundError, OSError: no such file, or a damaged one.
-        ValueError: content that does not make sense, or that this reader does not do: non-Cartesian or
-            three-dimensional encodings, reversed readouts (EPI).
+        ValueError: content that does not make sense, or that this reader does not do: non-Cartesian encodings, reversed
+            readouts (EPI), incomplete echoes in three dimensions.
 
     Example:
         >>> import tempfile
@@ -160,9 +169,15 @@ def read_ismrmrd(path: str | Path, *, index: int | None = None, magnitude: bool 
         lines = _imaging(heads, header, path.name)
         keys = [tuple(int(heads["idx"][name][i]) for name in ITEM) for i in lines]
         items = sorted(set(keys))
-        index = item_index(index, len(items))
-        chosen = [i for i, key in zip(lines, keys, strict=True) if key == items[index]]
-        y, sampled, n_averages = _fill(records, heads, chosen, header, path.name)
+        volume = header.encoded[2] > 1
+        width = round(header.encoded[0] * header.recon_mm[0] / header.encoded_mm[0])
+        width = width if 1 <= width < header.encoded[0] else header.encoded[0]
+        n_items = len(items) * (width if volume else 1)
+        index = item_index(index, n_items)
+        position, item = divmod(index, len(items))
+        chosen = [i for i, key in zip(lines, keys, strict=True) if key == items[item]]
+        along = (position, width) if volume else None
+        y, sampled, n_averages = _fill(records, heads, chosen, header, along, path.name)
         noise = np.flatnonzero(_flag(heads, NOISE)).tolist()
         samples = [_samples(records, heads, i, path.name) for i in noise]
 
@@ -174,9 +189,9 @@ def read_ismrmrd(path: str | Path, *, index: int | None = None, magnitude: bool 
         scale = noise_dwell / dwell if noise_dwell > 0 and dwell > 0 else 1.0
         covariance = noise_covariance(torch.from_numpy(np.concatenate(samples, 1))) * scale / header.noise_bandwidth
         y, sigma = prewhiten(y, covariance), n_averages**-0.5
-    width = round(header.encoded[0] * header.recon_mm[0] / header.encoded_mm[0])
-    if 1 <= width < y.shape[2] and bool((sampled == sampled[:, :1]).all()):
+    if not volume and width < y.shape[2] and bool((sampled == sampled[:, :1]).all()):
         y, sampled = crop_readout(y, width, -1), sampled[:, :1]
+    size = [mm / n for mm, n in zip(header.encoded_mm, header.encoded, strict=True)]
     return kspace_measurement(
         y,
         mask=sampled,
@@ -186,11 +201,12 @@ def read_ismrmrd(path: str | Path, *, index: int | None = None, magnitude: bool 
         metadata={
             "file": path.name,
             "index": index,
-            "n_items": len(items),
-            **dict(zip(ITEM, items[index], strict=True)),
-            "pixel_size_y_mm": header.encoded_mm[1] / header.encoded[1],
-            "pixel_size_x_mm": header.encoded_mm[0] / header.encoded[0],
-            "slice_thickness_mm": header.encoded_mm[2],
+            "n_items": n_items,
+            **dict(zip(ITEM, items[item], strict=True)),
+            **({"readout_position": position} if volume else {}),
+            "pixel_size_y_mm": size[2 if volume else 1],
+            "pixel_size_x_mm": size[1 if volume else 0],
+            "slice_thickness_mm": size[0 if volume else 2],
             "n_averages": n_averages,
             "noise": "prewhitened by the file's noise scans" if samples else "estimated from the edge of k-space",
         },
@@ -249,8 +265,8 @@ def _imaging(heads: np.ndarray, header: ScanHeader, name: str) -> list[int]:
             f"{name}: this reader does Cartesian scans; the trajectory is {header.trajectory!r}, or given per readout. "
             f"Build a NonCartesianMRI operator from it."
         )
-    if header.encoded[2] > 1 or heads["idx"]["kspace_encode_step_2"][lines].any():
-        raise ValueError(f"{name}: a three-dimensional encoding {header.encoded}; this reader does slices.")
+    if header.encoded[2] == 1 and heads["idx"]["kspace_encode_step_2"][lines].any():
+        raise ValueError(f"{name}: readouts of a three-dimensional encoding in a matrix {header.encoded} of one slice.")
     if _flag(heads, REVERSE)[lines].any():
         raise ValueError(f"{name}: reversed readouts (EPI) need a phase correction that this reader does not do.")
     return lines.tolist()
@@ -270,19 +286,32 @@ def _samples(records: h5py.Dataset, heads: np.ndarray, i: int, name: str) -> np.
 
 
 def _fill(
-    records: h5py.Dataset, heads: np.ndarray, lines: list[int], header: ScanHeader, name: str
+    records: h5py.Dataset,
+    heads: np.ndarray,
+    lines: list[int],
+    header: ScanHeader,
+    along: tuple[int, int] | None,
+    name: str,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """k-space (coil, y, x) of the encoded matrix, which of its positions (y, x) are sampled, and how often."""
-    nx, ny, _ = header.encoded
+    """k-space (coil, y, x) of the encoded matrix, which of its positions (y, x) are sampled, and how often.
+
+    With ``along``, a position along the readout and how many there are: (coil, z, y) and (z, y) of that position.
+    """
+    nx, ny, nz = header.encoded
     n_coils, n = _samples(records, heads, lines[0], name).shape
-    if ny * nx > MAX_EMPTY * len(lines) * n:
-        raise ValueError(f"{name}: {len(lines)} readouts of {n} samples cannot fill the encoded matrix {nx} x {ny}.")
+    if nz * ny * nx > MAX_EMPTY * len(lines) * n:
+        raise ValueError(
+            f"{name}: {len(lines)} readouts of {n} samples cannot fill the encoded matrix {nx} x {ny} x {nz}."
+        )
+    phases = None if along is None else readout_phases(*along, nx)
     center = ny // 2 if header.center is None else header.center
-    kspace = np.zeros((n_coils, ny, nx), np.complex64)
-    sampled = np.zeros((ny, nx), bool)
-    repeats = np.bincount(heads["idx"]["kspace_encode_step_1"][lines])
+    center_2 = nz // 2 if header.center_2 is None else header.center_2
+    kspace = np.zeros((n_coils, nz, ny, nx if phases is None else 1), np.complex64)
+    sampled = np.zeros(kspace.shape[1:], bool)
+    step_1, step_2 = (heads["idx"][f"kspace_encode_step_{i}"][lines].astype(np.int64) for i in (1, 2))
+    repeats = np.bincount(step_2 * (int(step_1.max()) + 1) + step_1)
     n_averages = int(repeats.max()) if len(set(repeats[repeats > 0])) == 1 else 1
-    for i in lines:
+    for i, y, z in zip(lines, step_1 - center + ny // 2, step_2 - center_2 + nz // 2, strict=True):
         data = _samples(records, heads, i, name)
         if len(data) != n_coils:
             raise ValueError(f"{name}: readout {i} has {len(data)} coils, others {n_coils}.")
@@ -290,11 +319,18 @@ def _fill(
         if pre + post >= data.shape[1]:
             raise ValueError(f"{name}: readout {i} discards {pre} + {post} of its {data.shape[1]} samples.")
         data = data[:, pre : data.shape[1] - post]
-        y = int(heads["idx"]["kspace_encode_step_1"][i]) - center + ny // 2
         x = nx // 2 - (int(heads["center_sample"][i]) - pre)
-        if not (0 <= y < ny and 0 <= x and x + data.shape[1] <= nx):
-            raise ValueError(f"{name}: readout {i} lies outside of the encoded matrix {nx} x {ny}.")
-        if n_averages > 1 or not sampled[y].any():
-            kspace[:, y, x : x + data.shape[1]] += data / n_averages
-            sampled[y, x : x + data.shape[1]] = True
-    return torch.from_numpy(kspace), torch.from_numpy(sampled), n_averages
+        if not (0 <= z < nz and 0 <= y < ny and 0 <= x and x + data.shape[1] <= nx):
+            raise ValueError(f"{name}: readout {i} lies outside of the encoded matrix {nx} x {ny} x {nz}.")
+        if phases is not None:
+            if data.shape[1] < nx:
+                raise ValueError(
+                    f"{name}: readout {i} holds {data.shape[1]} of {nx} samples; a three-dimensional scan with "
+                    f"incomplete echoes cannot be taken apart into slices."
+                )
+            data, x = (data @ phases)[:, None].astype(np.complex64), 0
+        if n_averages > 1 or not sampled[z, y].any():
+            kspace[:, z, y, x : x + data.shape[1]] += data / n_averages
+            sampled[z, y, x : x + data.shape[1]] = True
+    plane = np.s_[..., 0, :, :] if phases is None else np.s_[..., 0]
+    return torch.from_numpy(kspace[plane]), torch.from_numpy(sampled[plane]), n_averages

@@ -131,6 +131,17 @@ def crop_readout(kspace: Tensor, width: int, dim: int) -> Tensor:
     return along(torch.fft.fft, along(torch.fft.ifft, kspace).narrow(dim, n // 2 - width // 2, width))
 
 
+def readout_phases(position: int, width: int, n: int) -> np.ndarray:
+    """Complex (n,): k-space along a readout times these, added up, is the image at one position of its line.
+
+    This is one row of the centred orthonormal inverse FFT over ``n`` samples, at pixel ``position`` of the ``width``
+    central ones. So a scan with two phase-encoding directions falls apart into two-dimensional ones, one for every
+    position along its readout, and the noise of each has the level of the samples.
+    """
+    pixel = position - width // 2  # of the centre
+    return np.exp(2j * np.pi * pixel * (np.arange(n) - n // 2) / n) / np.sqrt(n)
+
+
 def noise_level(kspace: Tensor, mask: Tensor) -> float:
     """Standard deviation of each component of the noise, from the corners and edges of k-space.
 

@@ -379,8 +379,10 @@ def test_ismrmrd_written_by_its_own_library(tmp_path: Path) -> None:
     [
         ({}, xml(trajectory="spiral"), "Cartesian scans; the trajectory is 'spiral'"),
         ({"trajectory_dimensions": 2}, None, "Cartesian scans"),
-        ({}, xml(ez=8), "three-dimensional"),
-        ({"kspace_encode_step_2": 1}, None, "three-dimensional"),
+        ({"kspace_encode_step_2": 1}, None, "three-dimensional encoding in a matrix"),
+        ({"kspace_encode_step_2": 9}, xml(ez=8), "outside of the encoded matrix"),
+        ({}, xml(ez=2**20), "cannot fill the encoded matrix"),
+        ({}, xml(ez=8, ex=2**30), "cannot fill the encoded matrix"),
         ({"flags": REVERSE}, None, "reversed readouts"),
         ({"flags": NAVIGATOR}, None, "none of the 40 readouts"),
         ({"number_of_samples": 63}, None, "announces 4 coils of 63"),
@@ -425,6 +427,80 @@ def test_ismrmrd_refuses_other_records(tmp_path: Path) -> None:
         read_ismrmrd(ismrmrd(tmp_path / "nan.h5", readouts(k)))
 
 
+NZ, POSITIONS = 24, 12  # of a volume (z, y, x): x is the readout, recorded twice as long
+
+
+def volume() -> tuple[np.ndarray, torch.Tensor]:
+    """k-space (coil, z, y, 2 x) of a volume with oversampled readout, and its coil images (coil, z, y, x)."""
+    z, y, x = np.meshgrid(
+        *[(np.arange(n) - n // 2) / (n / 2) for n in (NZ, NX, POSITIONS)], indexing="ij"
+    )  # fmt: skip
+    ball = (1 + 0.3 * x) / (1 + np.exp(-15 * (0.7 - np.sqrt(z**2 + (y - 0.1) ** 2 + 0.5 * x**2))))
+    coils = birdcage_maps(N_COILS, (NZ, NX)).numpy()[..., None] * (3 * ball * np.exp(1j * y))
+    padded = np.fft.ifftshift(np.pad(coils, [(0, 0)] * 3 + [(POSITIONS // 2,) * 2]), axes=(1, 2, 3))
+    k = np.fft.fftshift(np.fft.fftn(padded, axes=(1, 2, 3), norm="ortho"), axes=(1, 2, 3))
+    rng = np.random.default_rng(4)
+    k += SIGMA * (rng.normal(size=k.shape) + 1j * rng.normal(size=k.shape))
+    return k.astype(np.complex64), torch.from_numpy(coils)
+
+
+def three_d(path: Path, keep: Any = lambda z, y: True, **changes: Any) -> Path:
+    k, _ = volume()
+    records = [
+        readout(k[:, z, y], y, kspace_encode_step_2=z, **changes) for z in range(NZ) for y in range(NX) if keep(z, y)
+    ]
+    return ismrmrd(path, records, xml(ex=2 * POSITIONS, rx=POSITIONS, ez=NZ))
+
+
+def test_a_three_dimensional_scan_is_slices_along_its_readout(tmp_path: Path) -> None:
+    _, coils = volume()
+    path = three_d(tmp_path / "v.h5")
+    for index in (3, None):
+        m = read_ismrmrd(path, index=index)
+        position = POSITIONS // 2 if index is None else index
+        expected = fft2c(coils[..., position])
+        assert (m.A.in_shape, m.metadata["readout_position"], m.metadata["n_items"]) == (
+            (1, NZ, NX),
+            position,
+            POSITIONS,
+        )
+        error = (m.y - expected) / SIGMA
+        assert float(torch.view_as_real(error).std()) == pytest.approx(
+            1, abs=0.03
+        )  # nothing but the noise of the samples
+        assert 0.9 * SIGMA < m.noise.sigma < 1.5 * SIGMA
+    sizes = {k: m.metadata[k] for k in ("pixel_size_y_mm", "pixel_size_x_mm", "slice_thickness_mm")}
+    assert sizes == {
+        "pixel_size_y_mm": pytest.approx(5 / NZ), "pixel_size_x_mm": 2.0, "slice_thickness_mm": pytest.approx(128 / 24)
+    }  # fmt: skip
+    k, _ = volume()
+    dims = k.transpose(3, 2, 1, 0)  # (x, y, z, coil), oversampled
+    b = read_bart(bart(tmp_path / "v.cfl", dims), index=POSITIONS // 2 + 3)
+    assert isinstance(b, Measurement)
+    torch.testing.assert_close(b.y, read_ismrmrd(path, index=3).y)
+    assert (b.metadata["readout_position"], b.metadata["n_items"]) == (POSITIONS // 2 + 3, 2 * POSITIONS)
+
+
+def test_a_three_dimensional_scan_keeps_its_two_dimensional_mask(tmp_path: Path) -> None:
+    def keep(z: int, y: int) -> bool:
+        return (z + y) % 2 == 0 or (abs(z - NZ // 2) <= 5 and abs(y - NX // 2) <= 5)
+
+    m = read_ismrmrd(three_d(tmp_path / "v.h5", keep), index=4)
+    mask = torch.tensor([[keep(z, y) for y in range(NX)] for z in range(NZ)])
+    assert torch.equal((m.y != 0).any(0), mask)
+    x = CGSense(n_steps=30)(None, m).mean[0]
+    truth = volume()[1][..., 4].abs().square().sum(0).sqrt()
+    assert float((x - truth).norm() / truth.norm()) < 0.1
+    k = volume()[0].transpose(3, 2, 1, 0) * mask.T.numpy()[None, :, :, None]
+    b = read_bart(bart(tmp_path / "v.cfl", k), index=4 + POSITIONS // 2)
+    torch.testing.assert_close(b.y, m.y)  # type: ignore[union-attr]
+    k[3, 2, 2] = 0
+    with pytest.raises(ValueError, match="not sampled whole"):
+        read_bart(bart(tmp_path / "v.cfl", k))
+    with pytest.raises(ValueError, match="incomplete echoes"):
+        read_ismrmrd(three_d(tmp_path / "w.h5", keep, discard_post=2))
+
+
 # BART -----------------------------------------------------------------------------------------------------------
 
 
@@ -450,8 +526,6 @@ def test_bart_kspace(tmp_path: Path) -> None:
     torch.testing.assert_close(single.y, torch.from_numpy(k[1, :1]))
     with pytest.raises(ValueError, match="index must lie between 0 and 2"):
         read_bart(path, index=3)
-    with pytest.raises(ValueError, match="three-dimensional k-space"):
-        read_bart(bart(tmp_path / "3d.cfl", np.ones((6, 5, 4, 3))))
 
 
 def test_bart_images(tmp_path: Path) -> None:
