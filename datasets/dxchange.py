@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import torch
 
+from invdiff.datasets.ct_centre import centre_of_projections
 from invdiff.datasets.ct_counts import flat_field_correction
 from invdiff.datasets.files import Head
 from invdiff.datasets.geometry import coarsest_rebin, equispaced, placement
@@ -57,7 +58,8 @@ def read(
     Args:
         row: of the detector; None: the middle one.
         centre: index of the detector element that the rotation axis projects onto, a fraction; None: estimated
-            (:func:`rotation_centre`) from all views.
+            (:func:`invdiff.datasets.ct_centre.centre_of_projections`) from all views, to some tenths of an element;
+            :func:`invdiff.classical.centre.find_centre` is finer.
         views: equispaced views to keep; None: all.
         image_shape: (ny, nx) of the reconstruction.
         pixel_size: mm; None: the detector's width over the shorter side.
@@ -98,7 +100,7 @@ def read(
     transmission = np.clip(corrected.transmission, MIN_TRANSMISSION, None)
     sinogram = -np.log(transmission)
     if centre is None:
-        centre = rotation_centre(sinogram, theta)
+        centre = centre_of_projections(sinogram, theta)
     if not 0 <= centre <= n - 1:
         raise ValueError(f"centre must be an element index from 0 to {n - 1}, got {centre}.")
 
@@ -135,44 +137,6 @@ def read(
             **placement(image_shape, pixel_size, spacing),
         },
     )  # fmt: skip
-
-
-def rotation_centre(sinogram: np.ndarray, theta: np.ndarray) -> float:
-    """Index of the detector element that the rotation axis projects onto, to a fraction of an element.
-
-    The centre of mass of a parallel projection is that of the object, projected: ``c + x cos(theta) + y sin(theta)``
-    (the first moment of the Helgason-Ludwig conditions), so ``c`` follows from all views by least squares. This
-    needs views that see the whole object; where the sinogram does not fall to zero at its edges, the two views that
-    are closest to half a turn apart are compared with one of them mirrored, instead.
-
-    Args:
-        sinogram: line integrals, (n_views, n_detectors).
-        theta: degrees, (n_views,).
-
-    Raises:
-        ValueError: no object in the data, or too few views; name the centre then.
-    """
-    n_views, n = sinogram.shape
-    mass = sinogram.sum(1)
-    edge = np.concatenate([sinogram[:, : max(1, n // 50)], sinogram[:, -max(1, n // 50) :]], 1)
-    t = np.deg2rad(theta)
-    if mass.min() > 0 and np.median(edge) < 0.02 * sinogram.max() and n_views >= 3:
-        centre_of_mass = sinogram @ np.arange(n) / mass
-        design = np.stack([np.ones(n_views), np.cos(t), np.sin(t)], 1)
-        if np.linalg.cond(design) < 100:
-            return float(np.clip(np.linalg.lstsq(design, centre_of_mass, rcond=None)[0][0], 0, n - 1))
-    apart = np.abs(theta[:, None] - theta[None])
-    a, b = np.unravel_index(np.abs(apart - 180).argmin(), apart.shape)
-    if not abs(apart[a, b] - 180) < 3 or not np.ptp(sinogram) > 0:
-        raise ValueError("The rotation centre cannot be estimated: no two views are half a turn apart. Give centre.")
-    candidates = np.arange(n / 4, 3 * n / 4, 0.25)
-    element = np.arange(n)
-    misfit = []
-    for c in candidates:
-        mirrored = 2 * c - element
-        seen = (mirrored >= 0) & (mirrored <= n - 1)
-        misfit.append(np.mean((sinogram[a][seen] - np.interp(mirrored[seen], element, sinogram[b])) ** 2))
-    return float(candidates[int(np.argmin(misfit))])
 
 
 def mean_attenuation(sinogram: np.ndarray, spacing: float) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from invdiff.classical.fbp import fbp
+from invdiff.datasets.ct_centre import centre_of_projections
 from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam
 
 COARSE = 1.0  # detector elements between the first candidates
@@ -38,8 +39,8 @@ def find_centre(
         y: line integrals, (n_views, n_detectors), of an object in air that every view sees whole, over at least half a
             turn.
         geometry: its views and an image grid that holds the object; its own offset is only a start.
-        start: first guess. None: for parallel beams the sinusoid of the projections' centres of mass, for fans
-            ``geometry.centre``.
+        start: first guess. None: for parallel beams that of the projections
+            (:func:`invdiff.datasets.ct_centre.centre_of_projections`), for fans ``geometry.centre``.
         span: columns on either side of it that are tried.
         tolerance: of the result, in columns.
         window: of the filter, a key of ``invdiff.classical.fbp.WINDOWS``.
@@ -55,7 +56,9 @@ def find_centre(
     kept = np.flatnonzero(since <= arc + 1e-9)
     y, geometry = y[torch.from_numpy(kept).to(y.device)], geometry.subset(kept.tolist())
     if start is None:
-        start = _centre_of_mass(y, geometry) if isinstance(geometry, ParallelBeam) else geometry.centre
+        start = geometry.centre
+        if isinstance(geometry, ParallelBeam):
+            start = centre_of_projections(y.double().cpu().numpy(), np.rad2deg(geometry.angles))
 
     def negative(column: float) -> float:
         image = fbp(y, geometry.with_centre(column), window=window)
@@ -74,11 +77,3 @@ def find_centre(
         i = int(np.argmin([negative(c) for c in inner]))
         low, high = inner[i] - (inner[1] - inner[0]), inner[i] + (inner[1] - inner[0])
     return (low + high) / 2
-
-
-def _centre_of_mass(y: Tensor, geometry: ParallelBeam) -> float:
-    """The projections' first moment is a sinusoid of the angle around the axis (Helgason-Ludwig conditions)."""
-    y = y.double().cpu()
-    mean = (y @ torch.arange(y.shape[1], dtype=y.dtype)) / y.sum(1)
-    t = torch.tensor(geometry.angles, dtype=y.dtype)
-    return float(torch.linalg.lstsq(torch.stack([t.cos(), t.sin(), torch.ones_like(t)], 1), mean).solution[2])

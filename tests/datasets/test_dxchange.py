@@ -12,7 +12,8 @@ import torch
 
 from invdiff import GaussianNoise, WeightedGaussianNoise, datasets
 from invdiff.classical.fbp import fbp
-from invdiff.datasets.dxchange import mean_attenuation, rotation_centre
+from invdiff.datasets.ct_centre import centre_of_projections
+from invdiff.datasets.dxchange import mean_attenuation
 from invdiff.operators import CT
 
 TOOTH = Path(__file__).parents[2].parent / "shared" / "data" / "ct_raw" / "tomopy_tooth.h5"
@@ -46,13 +47,13 @@ def test_the_centre_is_found_for_any_object_that_every_view_sees(fixtures: Any) 
     for centre in (24.3, 31.5, 36.0):
         beam = fixtures.dx_beam.with_centre(centre)
         y = CT(beam, supersampling=4)(fixtures.disc(beam, 2.0, 0.1))[0].double().numpy()
-        assert rotation_centre(y, np.rad2deg(beam.angles)) == pytest.approx(centre, abs=0.05)
+        assert centre_of_projections(y, np.rad2deg(beam.angles)) == pytest.approx(centre, abs=0.05)
         # an object wider than the detector: from two opposite views
         wide = CT(beam, supersampling=4)(fixtures.disc(beam, 30.0, 0.1) * (1 + 0.5 * fixtures.disc(beam, 2.0, 1.0)))
         angles = np.rad2deg(beam.angles)
         angles[-1], other = 180.0, wide[0].double().numpy()
         other[-1] = np.interp(2 * centre - np.arange(64), np.arange(64), other[0])
-        assert rotation_centre(other, angles) == pytest.approx(centre, abs=0.5)
+        assert centre_of_projections(other, angles) == pytest.approx(centre, abs=0.5)
 
 
 def test_the_mean_attenuation_of_a_disc_is_its_value(fixtures: Any) -> None:
