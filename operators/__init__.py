@@ -28,6 +28,7 @@ from invdiff.operators.blur import (
 )
 from invdiff.operators.ct import CT
 from invdiff.operators.ct3d import CT3D
+from invdiff.operators.ct_astra import AstraCT
 from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
 from invdiff.operators.ct_geometry3d import ConeBeam, ParallelBeam3D
 from invdiff.operators.dense import Matrix
@@ -65,8 +66,8 @@ from invdiff.operators.ultrasound_image import Envelope, Haze, LogCompression
 OPERATORS: dict[str, type[Operator]] = {
     cls.__name__: cls
     for cls in (
-        Affine, BicubicDownsample, BlockDownsample, Blur, BlurDownsample, Clip, Composition, Crop, CT, CT3D, Envelope,
-        Fourier, Haze, Identity, Inpainting, LinearComposition, LinearSum, LogCompression, Matrix, Modulus,
+        Affine, AstraCT, BicubicDownsample, BlockDownsample, Blur, BlurDownsample, Clip, Composition, Crop, CT, CT3D,
+        Envelope, Fourier, Haze, Identity, Inpainting, LinearComposition, LinearSum, LogCompression, Matrix, Modulus,
         MultiCoilMRI, NonCartesianMRI, Pad, PlaneWaveIQ, PlaneWaveRF, Quantize, RealAsComplex, Scaled,
         SpaceVaryingBlur, ToeplitzMRI, ViewAsComplex,
     )
@@ -77,7 +78,7 @@ PARAMETERS: dict[str, type] = {
 }
 
 __all__ = [
-    "CT", "CT3D", "OPERATORS", "PARAMETERS", "SVD", "Affine", "BicubicDownsample", "BlockDownsample", "Blur",
+    "CT", "CT3D", "OPERATORS", "PARAMETERS", "SVD", "Affine", "AstraCT", "BicubicDownsample", "BlockDownsample", "Blur",
     "BlurDownsample", "Clip", "Composition", "ConeBeam", "Crop", "CurvedFanBeam", "Envelope", "FanBeam", "Fourier",
     "Haze", "Identity", "Inpainting", "LinearComposition", "LinearOperator", "LinearSum", "LogCompression", "Matrix",
     "Modulus", "MultiCoilMRI", "NonCartesianMRI", "Operator", "Pad", "ParallelBeam", "ParallelBeam3D", "PlaneWave",

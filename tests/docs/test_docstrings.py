@@ -27,7 +27,10 @@ NEEDS = {  # examples of names that exist for another package, which is not a de
     "invdiff.datasets.read_ismrmrd": "ismrmrd",
     "invdiff.benchmark.load_results": "pyarrow",
 }
-NOT_RUN = {"invdiff.evaluation.lpips.LPIPS"}  # needs the authors' weights, which do not come with the package
+NOT_RUN = {
+    "invdiff.evaluation.lpips.LPIPS",  # needs the authors' weights, which do not come with the package
+    "invdiff.operators.AstraCT",  # needs a GPU
+}
 
 
 def public() -> Iterator[tuple[str, Any]]:

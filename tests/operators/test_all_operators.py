@@ -254,4 +254,5 @@ def test_every_serialisable_operator_is_on_the_list() -> None:
 
     covered = set().union(*(parts(A) for A in CASES.values()))
     linear = {name for name, cls in OPERATORS.items() if issubclass(cls, LinearOperator)}
-    assert not linear - covered, "add the operator to CASES; a non-linear one to test_nonlinear.py"
+    single_precision = {"AstraCT"}  # see test_ct.py
+    assert not linear - covered - single_precision, "add the operator to CASES; a non-linear one to test_nonlinear.py"

@@ -18,6 +18,7 @@ import torch
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
 from invdiff.operators.ct import CT
+from invdiff.operators.ct_astra import AstraCT
 from invdiff.operators.ct_cache import cache_folder, cached_joseph_matrix
 from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
 from invdiff.operators.ct_matrix import joseph_matrix
@@ -328,6 +329,38 @@ def test_cuda_equals_cpu(geometry: Beam) -> None:
         x = torch.rand(batch, *A.in_shape, generator=torch.Generator().manual_seed(0))
         assert relative(B(x.cuda()).cpu(), A(x)) < 1e-5
         assert relative(B.H(A(x).cuda()).cpu(), A.H(A(x))) < 1e-5
+
+
+def test_astra_without_a_matrix_as_a_choice(tmp_path: Path) -> None:
+    pytest.importorskip("astra", reason="pip install 'invdiff[astra]'")
+    A, B = AstraCT(PARALLEL, 2), CT(PARALLEL, 2)
+    x = torch.rand(2, *A.in_shape, generator=torch.Generator().manual_seed(0))
+    assert relative(A(x), B(x)) < 1e-4
+    assert relative(A.H(B(x)), B.H(B(x))) < 1e-4
+    assert A.mismatch < 1e-6
+    assert "by ASTRA on cpu, adjoint off by" in repr(A)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(A(x).square().sum() / 2, x)
+    torch.testing.assert_close(gradient, A.gram(x.detach()))
+    assert A.to(dtype=torch.float64)(x.detach().double()).dtype == torch.float64
+    Measurement(torch.ones(A.out_shape), A, GaussianNoise(0.1)).save(tmp_path / "m.h5")
+    assert Measurement.load(tmp_path / "m.h5").A.init_args() == A.init_args()
+    with pytest.raises(TypeError, match="no CPU projector for a CurvedFanBeam"):
+        AstraCT(ODD_CURVED)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("geometry", [PARALLEL, FAN, VectorBeam.of(FAN)])
+def test_astra_on_cuda_is_near(geometry: ParallelBeam | FanBeam | VectorBeam) -> None:
+    """ASTRA's own tests allow an adjoint that is off by a tenth."""
+    pytest.importorskip("astra", reason="pip install 'invdiff[astra]'")
+    A, B = AstraCT(geometry).to(device="cuda"), CT(geometry)
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, 64)] * 2, indexing="ij")
+    smooth = torch.exp(-8 * ((x - 0.3) ** 2 + (y + 0.2) ** 2))[None]
+    assert relative(A(smooth.cuda()).cpu(), B(smooth)) < 0.01
+    assert relative(A.H(B(smooth).cuda()).cpu(), B.H(B(smooth))) < 0.1
+    assert A.mismatch < 0.1
+    assert f"by ASTRA on cuda, adjoint off by {A.mismatch:.1e}" in repr(A)
 
 
 class TestCache:

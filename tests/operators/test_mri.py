@@ -82,6 +82,15 @@ def test_lines_that_the_mask_drops_need_no_transform(
     torch.testing.assert_close(A.H(y.mT.contiguous().mT), A.H(y))  # any layout in memory
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mask", [some(8, 32), some(300, 1024).reshape(32, 32)], ids=["columns", "points"])
+def test_cuda_equals_cpu(mask: Tensor) -> None:
+    A, x = MultiCoilMRI(normal(4, 32, 32), mask), normal(3, 1, 32, 32, seed=2)
+    B = A.to(device="cuda")
+    torch.testing.assert_close(B(x.cuda()).cpu(), A(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(B.H(A(x).cuda()).cpu(), A.H(A(x)), rtol=1e-4, atol=1e-4)
+
+
 def test_maps_and_masks_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TypeError, match="maps must be complex"):
         MultiCoilMRI(torch.ones(2, 4, 4), torch.ones(4, dtype=torch.bool))
