@@ -29,7 +29,7 @@ html_theme_options = {
     "show_prev_next": False,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 5,
 }
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

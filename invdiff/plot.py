@@ -5,9 +5,11 @@ Matplotlib is imported when a figure is made, and no global state of it is touch
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,15 +77,13 @@ def panels(rows: Sequence[Row]) -> tuple[Figure, np.ndarray]:
         >>> [ax.get_title() for ax in axes[0] if ax.get_visible()][:2]
         ['truth', 'posterior mean']
     """
-    from matplotlib.figure import Figure
-
     for row in rows:
         if not 1 <= row.n_shown <= row.posterior.n_samples:
             raise ValueError(f"n_shown must lie in 1 .. {row.posterior.n_samples} (the samples), got {row.n_shown}.")
         if row.window is not None and not row.window[0] < row.window[1]:
             raise ValueError(f"window must be (lower, upper) with lower < upper, got {row.window}.")
     n_columns = max(_n_panels(row) for row in rows)
-    figure = Figure(figsize=(2.35 * n_columns, 2.75 * len(rows)), dpi=150, layout="constrained")
+    figure = _figure(2.35 * n_columns, 2.75 * len(rows))
     axes = figure.subplots(len(rows), n_columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         _draw_row(figure, line, row)
@@ -277,10 +277,23 @@ def benchmark(plan: Plan, store: Store) -> dict[str, dict[str, Figure]]:
     return out
 
 
-def _single(width: float, height: float) -> tuple[Figure, Axes]:
+def _figure(width: float, height: float) -> Figure:
+    """A figure that pyplot does not know of and a notebook shows all the same (others only once pyplot is imported)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _single(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = _figure(width, height)
     ax = figure.subplots()
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)

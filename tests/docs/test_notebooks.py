@@ -76,6 +76,8 @@ def test_a_kernel_executes_a_tutorial_and_sends_its_figures(tmp_path: Path, monk
         client = manager.blocking_client()
         client.start_channels()
         client.wait_for_ready(timeout=120)
+        code = "from invdiff.plot import pareto\npareto({'FBP': (1.0, 2.0)}, cost='s', quality='dB')[0]"
+        before_pyplot = execute(client, code)
         outputs = [m for cell in notebook.cells if cell.cell_type == "code" for m in execute(client, cell.source)]
         client.stop_channels()
     finally:
@@ -83,6 +85,7 @@ def test_a_kernel_executes_a_tutorial_and_sends_its_figures(tmp_path: Path, monk
     assert not manager.is_alive()
     assert not [m for m in outputs if m["msg_type"] == "error"]
     shown = [m["content"]["data"] for m in outputs if m["msg_type"] in ("display_data", "execute_result")]
+    assert any("image/png" in m["content"].get("data", {}) for m in before_pyplot)
     assert any(len(data.get("image/png", "")) > 10_000 for data in shown)  # the figure, base64
     printed = "".join(m["content"]["text"] for m in outputs if m["msg_type"] == "stream")
     assert "posterior mean" in printed
