@@ -73,6 +73,7 @@ def accelerated_mri(
     with simulated birdcage coils. ``image_scale`` is estimated from the zero-filled image, as on a scanner.
 
     Args:
+        n_coils: simulated coils.
         acceleration, center_fraction: of the fastMRI-style random column mask.
         sigma: noise of each k-space component, relative to the 99.5th percentile of the image.
         seed: of mask and noise.

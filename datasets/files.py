@@ -161,6 +161,9 @@ def formats() -> dict[str, ModuleType]:
 def recognise(path: str | Path) -> tuple[str, ModuleType]:
     """The format of a file, by its content.
 
+    Args:
+        path: a file or folder.
+
     Raises:
         FileNotFoundError; ValueError: no known format; OSError: HDF5, but damaged.
 
@@ -189,6 +192,7 @@ def open(path: str | Path, **options: Any) -> Measurement | Volume:
     """Read a measurement or an image volume from a file (or a folder, for DICOM series).
 
     Args:
+        path: a file, or a folder of DICOM files.
         options: of the format's ``read`` function, e.g. ``views=60`` for a sinogram, ``index=3`` for a slice.
 
     Raises:
@@ -220,6 +224,10 @@ def open(path: str | Path, **options: Any) -> Measurement | Volume:
 def open_measurement(path: str | Path, **options: Any) -> Measurement:
     """As :func:`open`, and a Volume becomes a denoising problem of one of its slices
     (:func:`invdiff.datasets.denoising.denoising`), whose options may be given too.
+
+    Args:
+        path: as of :func:`open`.
+        options: of the format, and of :func:`~invdiff.datasets.denoising.denoising`.
 
     Example:
         >>> import tempfile

@@ -35,6 +35,7 @@ def read_must(
     demodulated, which keeps its noise white (:func:`invdiff.datasets.channel_data.demodulate`).
 
     Args:
+        path: a ``.mat`` file.
         index: frame.
         image_shape, depth, f_number, bandwidth: as in
             :func:`invdiff.datasets.channel_data.plane_wave_measurement`; bandwidth None: no pulse. The file's own

@@ -37,6 +37,7 @@ def read_picmus(
     5.208 MHz stands for it. Noise: :func:`invdiff.datasets.channel_data.noise_level`.
 
     Args:
+        path: an ``.hdf5`` file.
         angles: transmits: a number of them, equispaced, or their indices. None: all, up to 75, which beyond a
             quarter of the machine's memory is slow.
         image_shape, depth, f_number, bandwidth: as in

@@ -37,6 +37,7 @@ def read_uff(
     """Read one frame of the file's first channel data as a measurement.
 
     Args:
+        path: a ``.uff`` file.
         index: frame.
         angles: transmits: a number of them, equispaced, or their indices. None: all.
         image_shape, depth, f_number, bandwidth: as in

@@ -34,6 +34,7 @@ def read_zea(
     """Read one frame as a measurement. The steering comes from the transmit delays.
 
     Args:
+        path: an ``.hdf5`` file.
         index: frame.
         angles: transmits: a number of them, equispaced, or their indices. None: all.
         image_shape, depth, f_number, bandwidth: as in

@@ -66,6 +66,9 @@ def panels(rows: Sequence[Row]) -> tuple[Figure, np.ndarray]:
     Images of a row share one grey scale (:attr:`Row.window`); standard deviation and absolute error share one
     colour scale, so that they can be compared.
 
+    Args:
+        rows: at least one.
+
     Returns:
         the figure and its axes (row, column); unused ones are hidden.
 
@@ -92,6 +95,10 @@ def panels(rows: Sequence[Row]) -> tuple[Figure, np.ndarray]:
 
 def save_panels(rows: Sequence[Row], path: Path) -> None:
     """Write :func:`panels` as PNG, atomically.
+
+    Args:
+        rows: as of :func:`panels`.
+        path: of the PNG file.
 
     Example:
         >>> import tempfile

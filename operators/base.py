@@ -184,6 +184,9 @@ class LinearOperator(Operator):
     see through) the adjoint is registered as the backward of the forward, and the other way round, so that
     ``vjp``, ``jvp``, ``vmap`` and higher derivatives work.
 
+    Args:
+        in_shape, out_shape, in_complex, out_complex, dtype, device: as of :class:`Operator`.
+
     Example:
         >>> from invdiff.operators import LinearOperator
         >>> class Mirror(LinearOperator):
@@ -435,6 +438,9 @@ class Affine(Operator):
 class Identity(LinearOperator):
     """``y = x``: denoising.
 
+    Args:
+        shape: of one image, any.
+
     Example:
         >>> from invdiff.operators import Identity
         >>> A, x = Identity((1, 2, 2)), torch.rand(3, 1, 2, 2)
@@ -468,6 +474,9 @@ class Identity(LinearOperator):
 
 class RealAsComplex(LinearOperator):
     """A real image ``(channel, ...)`` as a complex one with zero phase; the adjoint takes the real part.
+
+    Args:
+        shape: of the image, (channel, ...).
 
     Example:
         >>> from invdiff.operators import RealAsComplex

@@ -143,6 +143,10 @@ class Pad(LinearOperator):
 class Crop(LinearOperator):
     """Cut ``margin`` pixels off each side of a (channel, y, x) image.
 
+    Args:
+        shape: of the image, (channel, y, x).
+        margin: pixels, less than half of either side.
+
     Example:
         >>> from invdiff.operators import Crop
         >>> Crop((1, 4, 4), 1)(torch.arange(16.0).reshape(1, 4, 4)).tolist()
@@ -166,6 +170,10 @@ class Crop(LinearOperator):
 
 def reflect_blur(psf: Tensor, shape: tuple[int, int, int]) -> LinearOperator:
     """Blur with mirrored borders, the convention of the deblurring benchmarks: ``Crop @ Blur @ Pad``.
+
+    Args:
+        psf: (y, x), as of :class:`Blur`.
+        shape: of the image, (channel, y, x).
 
     Example:
         >>> from invdiff.operators import gaussian_psf, reflect_blur

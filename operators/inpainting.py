@@ -59,6 +59,11 @@ class Inpainting(LinearOperator):
 def random_pixels(shape: tuple[int, ...], fraction: float, *, seed: int) -> Tensor:
     """Mask (\\*shape) with exactly ``floor(fraction * pixels)`` pixels seen in all channels alike.
 
+    Args:
+        shape: of the mask, (channel, y, x).
+        fraction: of the pixels that are seen, in (0, 1].
+        seed: of their choice.
+
     Example:
         >>> from invdiff.operators import random_pixels
         >>> int(random_pixels((1, 10, 10), 0.25, seed=0).sum())
@@ -101,6 +106,7 @@ def brush_mask(shape: tuple[int, ...], fraction: float, *, seed: int, width: flo
     all channels.
 
     Args:
+        seed: of the strokes.
         fraction: largest fraction of pixels seen; the last piece may hide a little more.
         width: largest width of the brush in pixels (default: an eighth of the image's shorter side).
 

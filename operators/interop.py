@@ -135,6 +135,9 @@ def to_deepinv(A: Operator) -> Any:
     deepinv's tensors have one batch dimension. Complex data stay complex; complex images are refused, as deepinv's
     priors and denoisers expect real channels. The physics stays on the operator's device and in its precision.
 
+    Args:
+        A: an operator on real images.
+
     Raises:
         TypeError: not an operator, or one on complex images.
 

@@ -16,6 +16,9 @@ MOST_LINES = 0.4  # fraction of lines up to which moving them is faster than tra
 def fft2c(x: Tensor) -> Tensor:
     """Centred orthonormal FFT of the last two dimensions: zero frequency at ``(ny // 2, nx // 2)``.
 
+    Args:
+        x: complex, (..., y, x).
+
     Example:
         >>> from invdiff.operators import fft2c
         >>> k = fft2c(torch.ones(4, 4) + 0j)
@@ -27,6 +30,9 @@ def fft2c(x: Tensor) -> Tensor:
 
 def ifft2c(k: Tensor) -> Tensor:
     """Inverse of :func:`fft2c`.
+
+    Args:
+        k: complex, (..., y, x).
 
     Example:
         >>> from invdiff.operators import fft2c, ifft2c

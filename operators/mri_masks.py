@@ -19,6 +19,7 @@ def random_mask(width: int, *, acceleration: float, center_fraction: float, seed
     """Random columns around a fully sampled centre, the fastMRI "random" mask (Zbontar et al. 2018).
 
     Args:
+        seed: of the columns.
         width: number of columns.
         acceleration: total columns are about ``width / acceleration``.
         center_fraction: share of central columns that are always sampled (0.08 for 4x, 0.04 for 8x there).
@@ -44,6 +45,12 @@ def equispaced_mask(width: int, *, acceleration: int, center_fraction: float, of
     The centre comes on top, so more than ``width / acceleration`` columns are sampled
     (:func:`equispaced_fraction_mask` keeps to that number).
 
+    Args:
+        width: columns.
+        acceleration: distance of the columns.
+        center_fraction: share of central columns that are always sampled, in [0, 1].
+        offset: first column, from 0.
+
     Example:
         >>> from invdiff.operators import equispaced_mask
         >>> equispaced_mask(12, acceleration=4, center_fraction=0.25).nonzero().flatten().tolist()
@@ -59,6 +66,12 @@ def equispaced_fraction_mask(width: int, *, acceleration: float, center_fraction
 
     The fastMRI "equispaced_fraction" mask: with ``n_low`` columns in the centre the others are spaced by
     ``R (n - n_low) / (n - n_low R)``, rounded, from an offset drawn from ``seed``. Returns bool, (width,).
+
+    Args:
+        width: columns.
+        acceleration: R, total over sampled columns.
+        center_fraction: share of central columns that are always sampled, in [0, 1].
+        seed: of the offset.
 
     Example:
         >>> from invdiff.operators import equispaced_fraction_mask
@@ -85,6 +98,8 @@ def magic_mask(width: int, *, acceleration: int, center_fraction: float, offset:
     an equispaced mask through the centre wastes. The centre comes on top, as in :func:`equispaced_mask`.
 
     Args:
+        width: columns.
+        center_fraction: share of central columns that are always sampled, in [0, 1].
         acceleration: R, above 2; 4 gives mirror images halfway between.
         offset: which p: offset + 1 if it is even, offset + 2 with the roles of the two sides exchanged if odd.
 

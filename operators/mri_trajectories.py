@@ -38,6 +38,9 @@ def golden_angle_trajectory(n: int, *, n_spokes: int, n_samples: int | None = No
     Winkelmann et al., "An optimal radial profile order based on the golden ratio for time-resolved MRI", IEEE
     Transactions on Medical Imaging 26 (2007). Arguments as in :func:`radial_trajectory`.
 
+    Args:
+        n, n_spokes, n_samples: as of :func:`radial_trajectory`.
+
     Example:
         >>> from invdiff.operators import golden_angle_trajectory
         >>> k = golden_angle_trajectory(16, n_spokes=5)

@@ -194,6 +194,7 @@ def density_compensation(trajectory: Tensor, shape: tuple[int, int], *, n_steps:
     kernel, until that is uniform.
 
     Args:
+        n_steps: fixed-point iterations.
         trajectory: (..., 2), (ky, kx) in cycles per field of view.
         shape: (ny, nx) of the images.
 

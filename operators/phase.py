@@ -123,6 +123,11 @@ def octanary_masks(n: int, image_shape: tuple[int, int], *, seed: int) -> Tensor
     Entries ``b1 b2`` with b1 uniform in {1, -1, i, -i} and b2 equal to sqrt(1/2) with probability 4/5, else sqrt(3)
     (E. J. Candes, X. Li and M. Soltanolkotabi, Appl. Comput. Harmon. Anal. 39, 277-299, 2015).
 
+    Args:
+        n: masks.
+        image_shape: (y, x).
+        seed: of the entries.
+
     Example:
         >>> from invdiff.operators import octanary_masks
         >>> masks = octanary_masks(2, (16, 16), seed=0)

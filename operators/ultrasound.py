@@ -161,6 +161,9 @@ PlaneWave = PlaneWaveRF | PlaneWaveIQ
 def find_plane_wave(A: Operator) -> PlaneWave | None:
     """The plane-wave operator in a composition, e.g. behind a mask or after :class:`ViewAsComplex`, if any.
 
+    Args:
+        A: any operator.
+
     Example:
         >>> from invdiff.operators import Inpainting, PlaneWaveRF, PlaneWaveScan, find_plane_wave, slab_mask
         >>> scan = PlaneWaveScan(

@@ -51,6 +51,12 @@ def ddim_step(u: Tensor, x0: Tensor, s: float, s_next: float, eta: float, run: R
 
     eta = 0: DDIM; eta = 1: the ancestral sampler (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16, in VE units).
 
+    Args:
+        u, x0: state and denoised image, (n, \\*shape).
+        s, s_next: noise levels now and next (s'), s > s_next >= 0.
+        eta: in [0, 1].
+        run: draws z; not used where v = 0.
+
     Example:
         >>> from invdiff.algorithms.solvers import ddim_step
         >>> float(ddim_step(torch.tensor(3.0), torch.tensor(1.0), 2.0, 1.0, 0.0, None))  # x0 + s' / s (u - x0)
@@ -67,6 +73,11 @@ def ddpm_step(v: Tensor, x0: Tensor, s: float, s_next: float, run: Run) -> Tenso
 
     With ``abar = 1 / (1 + s^2)``, ``alpha = abar / abar'``, ``beta = 1 - alpha``,
     ``beta~ = (1 - abar') / (1 - abar) beta``.
+
+    Args:
+        v, x0: state and denoised image, (n, \\*shape).
+        s, s_next: noise levels now and next (s'), s > s_next >= 0.
+        run: draws z; not used at s' = 0.
 
     Example:
         >>> from invdiff.algorithms.solvers import ddpm_step
@@ -85,6 +96,12 @@ def matched_step(u: Tensor, x0: Tensor, s: float, s_next: float, sigma_data: flo
 
     DDIM's eta = 1 is sd = 0: in few steps it loses variance wherever the prior is wider than the steps (Bao et
     al. 2022, Analytic-DPM, arXiv 2201.06503).
+
+    Args:
+        u, x0: state and denoised image, (n, \\*shape).
+        s, s_next: noise levels now and next (s'), s > s_next >= 0.
+        sigma_data: sd, model units.
+        run: draws z; not used at s' = 0.
 
     Example:
         >>> from invdiff.algorithms.solvers import matched_step
@@ -189,6 +206,8 @@ def sample_prior(
     """Unconditional samples of a prior, in relative units (1 is ``prior.info.quantity``).
 
     Args:
+        prior: to sample.
+        n_samples: at least 1.
         n_steps: noise levels of the grid.
         solver: default :class:`Heun`.
         grid: default :class:`~invdiff.priors.KarrasGrid`.

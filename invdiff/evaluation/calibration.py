@@ -44,6 +44,10 @@ def fair_crps(samples: Tensor, truth: Tensor) -> Tensor:
     ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))``: unbiased for an ensemble of S samples (Ferro 2014),
     by sorting. Differences to the truth are sorted, so that a large common offset (Hounsfield units) costs no digits.
 
+    Args:
+        samples: (n_data, n_samples, \\*shape), at least 2 samples.
+        truth: (n_data, \\*shape).
+
     Example:
         >>> from invdiff.evaluation.calibration import fair_crps
         >>> samples, truth = torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[0.0]])
@@ -63,6 +67,10 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
     ``mean_i |s_i - x| - sum_ij |s_i - s_j| / (2 S (S - 1))`` with the Euclidean norm over all pixels (Gneiting and
     Raftery 2007, equation 22 with beta = 1, in its unbiased form). The S^2 distances come from the samples' inner
     products about their mean, in float64.
+
+    Args:
+        samples: (n_data, n_samples, \\*shape), at least 2 samples.
+        truth: (n_data, \\*shape).
 
     Example:
         >>> from invdiff.evaluation.calibration import energy_score
@@ -84,6 +92,10 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
 def spread_skill(samples: Tensor, truth: Tensor) -> float:
     """``sqrt((S + 1) / S  mean variance / mean squared error of the mean)``: 1 for posterior draws, any S.
 
+    Args:
+        samples: (n_data, n_samples, \\*shape), at least 2 samples.
+        truth: (n_data, \\*shape).
+
     Example:
         >>> from invdiff.evaluation.calibration import spread_skill
         >>> truth, samples = torch.randn(2000, 1), torch.randn(2000, 16, 1)  # one law
@@ -97,6 +109,10 @@ def spread_skill(samples: Tensor, truth: Tensor) -> float:
 
 def ranks(samples: Tensor, truth: Tensor) -> Tensor:
     """How many samples lie below the truth, per pixel: (n_data, \\*shape), uniform on 0 .. S for posterior draws.
+
+    Args:
+        samples: (n_data, n_samples, \\*shape).
+        truth: (n_data, \\*shape).
 
     Example:
         >>> from invdiff.evaluation.calibration import ranks
@@ -178,6 +194,9 @@ def sbc_total_variation(rank: Tensor, n_samples: int, *, max_bins: int = 20) -> 
     """Total variation distance of :func:`rank_histogram` from the uniform law (simulation-based calibration, Talts
     et al. 2018): 0 for posterior draws, up to sampling noise.
 
+    Args:
+        rank, n_samples, max_bins: as of :func:`rank_histogram`.
+
     Example:
         >>> from invdiff.evaluation.calibration import sbc_total_variation
         >>> sbc_total_variation(torch.tensor([0, 1, 2, 3]), 3), sbc_total_variation(torch.tensor([0, 0, 0, 0]), 3)
@@ -193,6 +212,8 @@ def tarp(samples: Tensor, truth: Tensor, references: Tensor) -> tuple[Tensor, Te
     The test sees wrong samples only if the references depend on the data.
 
     Args:
+        samples: (n_data, n_samples, \\*shape).
+        truth: (n_data, \\*shape).
         references: (n_data, \\*shape), independent of the truth given the data.
 
     Returns:

@@ -43,6 +43,9 @@ def psnr(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
     The mean is over everything (all slices of a volume); with ``"slice_max"`` each plane has its own ratio, and
     the ratios are averaged. Infinite for equal images.
 
+    Args:
+        x, reference, data_range: see :mod:`invdiff.evaluation.metrics`.
+
     Example:
         >>> from invdiff.evaluation import psnr
         >>> truth = torch.rand(1, 8, 8)
@@ -59,6 +62,9 @@ def psnr(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
 def nmse(x: Tensor, reference: Tensor) -> float:
     """Normalised mean squared error, ``|x - reference|^2 / |reference|^2`` over everything; 0 is best.
 
+    Args:
+        x, reference: of the same shape, any units.
+
     Example:
         >>> from invdiff.evaluation import nmse
         >>> nmse(torch.tensor([[3.0, 1.0]]), torch.tensor([[4.0, 0.0]]))  # (1 + 1) / 16
@@ -73,6 +79,9 @@ def nmse(x: Tensor, reference: Tensor) -> float:
 def ssim(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
     """Structural similarity (Wang et al. 2004), at most 1: 7 x 7 uniform window, sample covariances, K1 = 0.01,
     K2 = 0.03, mean over the windows that lie inside the image. As in scikit-image, fastMRI and LoDoPaB-CT.
+
+    Args:
+        x, reference, data_range: see :mod:`invdiff.evaluation.metrics`.
 
     Raises:
         ValueError: planes below 7 x 7.
@@ -99,6 +108,7 @@ def ms_ssim(
     counts as 0.
 
     Args:
+        x, reference, data_range: see :mod:`invdiff.evaluation.metrics`.
         weights: exponents, from the finest scale to the coarsest. The paper's five need planes of 176 x 176; fewer
             scales for smaller images are another measure, to be named as such.
 
@@ -136,6 +146,9 @@ def haarpsi(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
     weighted by the coefficients at scale 3. As in the authors' code: images halved by 2 x 2 means first, zero
     beyond the border. Channels of a colour image are taken as planes, not as luma and chroma.
 
+    Args:
+        x, reference, data_range: see :mod:`invdiff.evaluation.metrics`.
+
     Example:
         >>> from invdiff.evaluation import haarpsi
         >>> truth = torch.rand(1, 32, 32)
@@ -167,6 +180,9 @@ def gmsd(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
     the authors' code, images are halved by 2 x 2 means first and are zero beyond the border; the deviation divides
     by N, as in the paper (their code: by N - 1).
 
+    Args:
+        x, reference, data_range: see :mod:`invdiff.evaluation.metrics`.
+
     Example:
         >>> from invdiff.evaluation import gmsd
         >>> truth = torch.rand(1, 16, 16)
@@ -183,6 +199,9 @@ def gmsd(x: Tensor, reference: Tensor, *, data_range: DataRange) -> float:
 
 class HUError(NamedTuple):
     """Error of attenuation in Hounsfield units: mean (bias), mean absolute, root mean square.
+
+    Args:
+        bias, mae, rmse: of ``x - reference``, HU.
 
     Example:
         >>> from invdiff.evaluation import hu_error
@@ -228,6 +247,9 @@ def fastmri_psnr(x: Tensor, reference: Tensor) -> float:
     """PSNR in dB of a volume of magnitudes (slice, y, x) as fastMRI's ``evaluate.py`` has it (Zbontar et al. 2018):
     over the whole volume, range its maximum. Volumes come centre-cropped as the challenge asks (320 x 320).
 
+    Args:
+        x, reference: (slice, y, x), magnitudes.
+
     Example:
         >>> from invdiff.evaluation import fastmri_psnr
         >>> truth = torch.ones(2, 8, 8)
@@ -241,6 +263,9 @@ def fastmri_ssim(x: Tensor, reference: Tensor) -> float:
     """:func:`ssim` as fastMRI's ``evaluate.py`` has it: mean over slices, range the maximum of the *volume*; as
     :func:`fastmri_psnr`.
 
+    Args:
+        x, reference: (slice, y, x), magnitudes.
+
     Example:
         >>> from invdiff.evaluation import fastmri_ssim
         >>> truth = torch.rand(2, 16, 16)
@@ -252,6 +277,9 @@ def fastmri_ssim(x: Tensor, reference: Tensor) -> float:
 
 def fastmri_nmse(x: Tensor, reference: Tensor) -> float:
     """:func:`nmse` of the whole volume, as fastMRI's ``evaluate.py`` has it; as :func:`fastmri_psnr`.
+
+    Args:
+        x, reference: (slice, y, x), magnitudes.
 
     Example:
         >>> from invdiff.evaluation import fastmri_nmse
@@ -265,6 +293,9 @@ def lodopab_psnr(x: Tensor, reference: Tensor) -> float:
     """PSNR in dB as the LoDoPaB-CT challenge has it (Leuschner et al. 2021): the range of each image is the
     maximum minus the minimum of its reference. Several images (n, y, x) are scored one by one and averaged.
 
+    Args:
+        x, reference: (y, x) or (n, y, x), any units.
+
     Example:
         >>> from invdiff.evaluation import lodopab_psnr
         >>> truth = torch.tensor([[0.0, 1.0], [1.0, 3.0]])  # range 3
@@ -277,6 +308,9 @@ def lodopab_psnr(x: Tensor, reference: Tensor) -> float:
 
 def lodopab_ssim(x: Tensor, reference: Tensor) -> float:
     """:func:`ssim` as the LoDoPaB-CT challenge has it; range and averaging as :func:`lodopab_psnr`.
+
+    Args:
+        x, reference: (y, x) or (n, y, x), any units.
 
     Example:
         >>> from invdiff.evaluation import lodopab_ssim
@@ -292,6 +326,9 @@ def lodopab_psnr_fr(x: Tensor, reference: Tensor) -> float:
     """PSNR-FR in dB of the LoDoPaB-CT challenge: fixed range 1.0 of images divided by mu_max, here of images in
     1/mm, so ``LODOPAB_MU_MAX``. (Images still divided by mu_max: ``psnr(..., data_range=1.0)``, one by one.)
 
+    Args:
+        x, reference: (y, x) or (n, y, x), 1/mm.
+
     Example:
         >>> from invdiff.evaluation import lodopab_psnr_fr
         >>> from invdiff.evaluation.metrics import LODOPAB_MU_MAX
@@ -305,6 +342,9 @@ def lodopab_psnr_fr(x: Tensor, reference: Tensor) -> float:
 
 def lodopab_ssim_fr(x: Tensor, reference: Tensor) -> float:
     """SSIM-FR of the LoDoPaB-CT challenge; images in 1/mm, range as :func:`lodopab_psnr_fr`.
+
+    Args:
+        x, reference: (y, x) or (n, y, x), 1/mm.
 
     Example:
         >>> from invdiff.evaluation import lodopab_ssim_fr

@@ -18,6 +18,10 @@ N_BINS = 256
 def contrast_ratio(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
     """``20 log10(mean inside / mean outside)`` in dB: negative for a cyst.
 
+    Args:
+        envelope: (1, z, x), not in dB.
+        inside, outside: bool, of the same shape.
+
     Example:
         >>> from invdiff.evaluation.ultrasound import contrast_ratio
         >>> inside = torch.tensor([[True, True, False, False]])
@@ -32,6 +36,10 @@ def contrast_ratio(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
 
 def cnr(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
     """Contrast-to-noise ratio ``|mean in - mean out| / sqrt(var in + var out)``, without unit.
+
+    Args:
+        envelope: (1, z, x), not in dB.
+        inside, outside: bool, of the same shape.
 
     Example:
         >>> from invdiff.evaluation.ultrasound import cnr
@@ -51,6 +59,10 @@ def gcnr(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
     range) does not change the overlap of the densities, only their binning. With few pixels per region empty bins
     raise the value. A. Rodriguez-Molares et al., IEEE Trans. Ultrason. Ferroelectr. Freq. Control 67, 745-759, 2020.
 
+    Args:
+        envelope: (1, z, x).
+        inside, outside: bool, of the same shape.
+
     Example:
         >>> from invdiff.evaluation.ultrasound import gcnr
         >>> inside = torch.tensor([[True, True, False, False]])
@@ -68,6 +80,10 @@ def gcnr(envelope: Tensor, inside: Tensor, outside: Tensor) -> float:
 def speckle_snr(envelope: Tensor, region: Tensor) -> float:
     """Mean over standard deviation: ``sqrt(pi / (4 - pi)) = 1.91`` for fully developed (Rayleigh) speckle.
 
+    Args:
+        envelope: (1, z, x), not in dB.
+        region: bool, of the same shape.
+
     Example:
         >>> from invdiff.evaluation.ultrasound import speckle_snr
         >>> speckle = torch.randn(1, 100, 100, dtype=torch.complex64).abs()
@@ -82,6 +98,7 @@ def fwhm(profile: Tensor, spacing: float, peak: int | None = None) -> float:
     """Full width at half maximum (-6 dB) of a peak, in the unit of ``spacing``, linear between samples.
 
     Args:
+        spacing: distance of the samples.
         profile: (n,), envelope, not in dB.
         peak: index of the peak; None: the highest value.
 
@@ -114,6 +131,8 @@ def point_widths(envelope: Tensor, scan: PlaneWaveScan, region: Tensor) -> tuple
     """Axial and lateral :func:`fwhm` in mm, through the highest pixel of ``region``.
 
     Args:
+        scan: whose pixel size it has.
+        region: bool, (1, nz, nx).
         envelope: (..., nz, nx), one image.
 
     Example:
@@ -139,6 +158,11 @@ def point_widths(envelope: Tensor, scan: PlaneWaveScan, region: Tensor) -> tuple
 
 def disc_mask(scan: PlaneWaveScan, centre: tuple[float, float], radius: float, *, hole: float = 0.0) -> Tensor:
     """Pixels between ``hole`` and ``radius`` (mm) from ``centre``, (z, x) in mm, as a bool (1, nz, nx).
+
+    Args:
+        scan: whose image grid is meant.
+        centre: (z, x), mm.
+        radius, hole: outer and inner radius, mm.
 
     Raises:
         ValueError: no pixel lies there.

@@ -115,6 +115,8 @@ class GaussianMixturePrior(Prior):
     """``sum_k w_k N(mu_k, C)`` with exact denoiser, log-density and posterior.
 
     Args:
+        sigma_min, sigma_max: see :class:`Prior`.
+        name: of the prior.
         means: (k, \\*shape).
         weights: (k,), positive; normalised here.
         covariance: shared by the components.
@@ -200,6 +202,12 @@ class GaussianMixturePrior(Prior):
 class GaussianPrior(GaussianMixturePrior):
     """``N(mean, C)``: a mixture of one.
 
+    Args:
+        mean: of the images, (\\*shape), model units.
+        covariance: e.g. :class:`StationaryCovariance` or :class:`DenseCovariance`.
+        name: of the prior.
+        kwargs: of :class:`GaussianMixturePrior`.
+
     Example:
         >>> from invdiff.priors import GaussianPrior, StationaryCovariance
         >>> prior = GaussianPrior(torch.zeros(1, 1, 2), StationaryCovariance(torch.ones(1, 1, 2)))
@@ -219,6 +227,7 @@ class ExactPosterior:
     up to ``DENSE_LIMIT`` data and by conjugate gradients beyond. Complex data count as two real ones.
 
     Attributes:
+        measurement: linear (or affine), with one standard deviation of the noise.
         weights: (k,); means: (k, \\*shape); mean: (\\*shape).
 
     Example:

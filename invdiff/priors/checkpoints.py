@@ -218,6 +218,7 @@ def save_prior(
     """Write a trained prior in fp16, atomically.
 
     Args:
+        path: ends in ``.safetensors``.
         network: constructor arguments of :class:`~invdiff.priors.networks.UNet`.
         shape, sigma_min, sigma_max, info: see :class:`~invdiff.priors.denoiser.Prior`.
         autoencoder: of a latent prior; ``shape`` is that of its latents.
@@ -425,6 +426,8 @@ def load_prior(
     local cache of huggingface_hub (:func:`invdiff.priors.hub.fetch`).
 
     Args:
+        name_or_path: a shipped name, a file, a folder of diffusers, or an address.
+        device: where the network works.
         info: replaces what the file says, but for the digest.
         options: what the file leaves open, by format: e.g. ``size=256`` of guided-diffusion. ``online=True`` downloads
             what an address names.

@@ -45,6 +45,7 @@ def memory_per_image(prior: Prior, *, gradient: bool) -> int:
     """Bytes of tensors that denoising one more image takes at its peak, without the weights.
 
     Args:
+        prior: whose denoiser is run once or twice, on its device.
         gradient: with a backpropagation to the image (DPS, PiGDM ...) or without (DAPS, RED-Diff ...).
 
     The workspaces of convolutions are not seen: leave a quarter of the memory for them.
@@ -70,6 +71,10 @@ def memory_per_image(prior: Prior, *, gradient: bool) -> int:
 
 def batch_within(prior: Prior, memory: float, *, gradient: bool) -> int:
     """Images at a time whose denoising fits into ``memory`` bytes beside the weights: ``batch_size`` of algorithms.
+
+    Args:
+        prior: a network on any device.
+        gradient: as of :func:`memory_per_image`.
 
     Raises:
         ValueError: not even one fits.

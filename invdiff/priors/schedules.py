@@ -30,6 +30,10 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
 def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
     """The DDPM schedule (Ho et al. 2020): beta linear in the step, float64.
 
+    Args:
+        n: steps.
+        first, last: beta of the first and of the last one, in (0, 1).
+
     Example:
         >>> from invdiff.priors import linear_betas
         >>> [round(float(b), 5) for b in linear_betas(1000)[[0, 999]]]
@@ -40,6 +44,10 @@ def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tens
 
 def sqrt_linear_betas(n: int = 1000, first: float = 0.0015, last: float = 0.0195) -> Tensor:
     """The latent-diffusion schedule (Rombach et al. 2022): sqrt(beta) linear in the step, float64.
+
+    Args:
+        n: steps.
+        first, last: beta of the first and of the last one, in (0, 1).
 
     Example:
         >>> from invdiff.priors import sqrt_linear_betas
@@ -163,6 +171,10 @@ class QuadraticDDPMGrid:
 class KarrasGrid:
     """Noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5), ``sigma_min`` being the last positive one.
 
+    Args:
+        sigma_max, sigma_min: the first and the last positive level.
+        rho: 7 gives most levels to low noise.
+
     Example:
         >>> from invdiff.priors import KarrasGrid
         >>> [f"{s:.3f}" for s in KarrasGrid()(3)]
@@ -187,6 +199,9 @@ class KarrasGrid:
 @dataclass(frozen=True, kw_only=True)
 class CosineGrid:
     """Noise levels ``tan(pi t / 2)`` for t evenly spaced: the cosine schedule (Nichol and Dhariwal 2021, s = 0).
+
+    Args:
+        sigma_max, sigma_min: the first and the last positive level.
 
     Example:
         >>> from invdiff.priors import CosineGrid

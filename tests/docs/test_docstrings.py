@@ -60,16 +60,25 @@ def methods(cls: type) -> Iterator[tuple[str, str | None]]:
             yield name, doc or next((p.__doc__ for p in (vars(q).get(name) for q in protocols) if p), None)
 
 
+def parameters(item: Any) -> list[str]:
+    if getattr(item, "_is_protocol", False):
+        return []
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in inspect.signature(item).parameters.values() if p.kind not in kinds]
+
+
 def test_every_public_name_has_a_docstring_and_an_example() -> None:
     lacking = []
     for name, item in PUBLIC.items():
         doc = item.__doc__ and inspect.getdoc(item)
+        described = (doc or "").split("Example:")[0]
         if not doc or doc.startswith(f"{item.__name__}("):  # what dataclass writes where there is none
             lacking.append(f"{name}: no docstring")
         elif not re.match(r"\S.*[.:]", doc.split("\n\n")[0], re.S):
             lacking.append(f"{name}: no first sentence")
         elif not re.search(r"^Example:\n    >>> ", doc, re.M):
             lacking.append(f"{name}: no section 'Example:' that starts with >>>")
+        lacking += [f"{name}: nothing about {p!r}" for p in parameters(item) if not re.search(rf"\b{p}\b", described)]
         if inspect.isclass(item):
             lacking += [f"{name}.{n}: no docstring" for n, text in methods(item) if not text]
     assert lacking == []
