@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invdiff.operators.base import LinearOperator
 
-BLOCK_BYTES = 2 * 2**20  # of coil images, transformed at a time on a CPU
+BLOCK_BYTES = 2 * 2**20  # of coil images, transformed at a time by one thread of a CPU
 MOST_LINES = 0.4  # fraction of lines up to which moving them is faster than transforming all
 
 
@@ -139,7 +139,7 @@ class MultiCoilMRI(LinearOperator):
         """Images and coils to transform at a time: on a CPU, few enough to stay in its caches."""
         n_images, n_coils = max(1, len(x)), len(self.maps)
         if x.device.type == "cpu":
-            fit = max(torch.get_num_threads(), BLOCK_BYTES // (math.prod(self.in_shape) * x.element_size()))
+            fit = torch.get_num_threads() * max(1, BLOCK_BYTES // (math.prod(self.in_shape) * x.element_size()))
             n_images, n_coils = max(1, fit // n_coils), min(fit, n_coils)
         return [
             (slice(i, i + n_images), slice(c, c + n_coils))
