@@ -4,7 +4,8 @@ Source: A. C. Kak and M. Slaney, Principles of Computerized Tomographic Imaging,
 (parallel beam, band-limited ramp, eq. 61), 3.4.1 (equiangular rays) and 3.4.2 (equally spaced collinear detectors,
 eqs. 130-146). Fan-beam arcs shorter than a turn: D. L. Parker, Med. Phys. 9, 254-257, 1982, in the form for arcs
 longer than the shortest of M. D. Silver, Med. Phys. 27, 773-774, 2000; arcs too short for those are weighted as in
-F. Noo, M. Defrise, R. Clackdoyle and H. Kudo, Phys. Med. Biol. 47, 2525-2546, 2002.
+F. Noo, M. Defrise, R. Clackdoyle and H. Kudo, Phys. Med. Biol. 47, 2525-2546, 2002. Detectors displaced to one side:
+G. Wang, Med. Phys. 29, 1634-1636, 2002.
 
 It assumes noise-free, complete data; few or missing views give streaks.
 """
@@ -103,12 +104,14 @@ def fbp(y: Tensor, geometry: ParallelBeam | FanBeam | CurvedFanBeam, *, window: 
 
     Angles need not be equispaced: each view counts by the trapezoidal rule. A parallel beam measures a line
     again half a turn later, and a fan beam measures most lines twice in a turn; both are accounted for, and so
-    is a view given twice. A contiguous part of the turn is reconstructed as far as it determines the image.
+    is a view given twice. A contiguous part of the turn is reconstructed as far as it determines the image. In a
+    full turn, the detector may be displaced to one side (half-fan), so that it sees only that half of the object and
+    a little of the other (:func:`displaced_weights`).
 
     Args:
         y: line integrals, (..., n_views, n_detectors), real.
-        geometry: its views, in the same order. A detector offset is taken into account, but every view must see
-            the whole object: what lies beyond the detector counts as zero.
+        geometry: its views, in the same order. A detector offset is taken into account. But for half-fans, every view
+            must see the whole object: what lies beyond the detector counts as zero.
         window: key of ``WINDOWS``.
 
     Returns:
@@ -126,13 +129,19 @@ def fbp(y: Tensor, geometry: ParallelBeam | FanBeam | CurvedFanBeam, *, window: 
     u = torch.from_numpy(geometry.detector_positions()).to(y.device) * shrink
     spacing = geometry.detector_spacing * shrink
     angles = np.asarray(geometry.angles)
-    rays = torch.from_numpy(view_weights(angles, 2 * math.pi if fan else math.pi)[:, None]).to(y.device)
-    reach = geometry.radius  # of the image, on the detector
+    across = fan.fan_angles() if fan else geometry.detector_positions()
+    reach = edge = geometry.radius  # of the image, on the detector
     if fan:
-        gamma = fan.fan_angles()
-        rays = rays * torch.from_numpy(redundancy_weights(angles, gamma) * np.cos(gamma)).to(y.device)
         edge = math.asin(fan.radius / fan.source_origin)
         reach = fan.source_origin * (math.tan(edge) if arc == math.inf else edge)
+    displaced = _is_displaced(across, edge) and not _gaps(angles, 2 * math.pi)[2].any()
+    share = np.ones((1, 1))
+    if displaced:
+        share = displaced_weights(across)[None]
+    elif fan:
+        share = redundancy_weights(angles, across)
+    share = share * view_weights(angles, 2 * math.pi if fan or displaced else math.pi)[:, None]
+    rays = torch.from_numpy(share * np.cos(across) if fan else share).to(y.device)
     # The filtered views do not end with the detector; without their tails the image's corners would not be zero.
     n_pad = max(0, math.ceil((reach - float(min(-u[0], u[-1]))) / spacing)) + 1
     padded = torch.nn.functional.pad(y.double() * rays, (n_pad, n_pad))
@@ -209,6 +218,26 @@ def redundancy_weights(angles: np.ndarray, gamma: np.ndarray) -> np.ndarray:
 
     own = c(s)[:, None]
     return own / (own + c((s[:, None] + math.pi - 2 * gamma) % (2 * math.pi)))
+
+
+def displaced_weights(across: np.ndarray) -> np.ndarray:
+    """Share of each ray in its line, (n_detectors,), in a full turn with the detector displaced to one side.
+
+    Lines within the short side's reach T of the axis are measured twice, from opposite sides, and share
+    ``(1 +- sin(pi/2 s/T)) / 2``; those beyond are measured once. Source: Wang 2002.
+
+    Args:
+        across: fan angles in rad, or for parallel beams detector positions in mm, (n_detectors,), 0 on the axis.
+    """
+    long_side = 1.0 if across.max() > -across.min() else -1.0
+    short = min(across.max(), -across.min())
+    return (1 + np.sin(math.pi / 2 * np.clip(long_side * across / short, -1, 1))) / 2
+
+
+def _is_displaced(across: np.ndarray, edge: float) -> bool:
+    """Whether the image reaches beyond one end of the detector, which is clearly nearer to the axis than the other."""
+    short, long = sorted((-float(across.min()), float(across.max())))
+    return 0 < short < min(edge, 0.9 * long)
 
 
 def parker_weights(s: np.ndarray, gamma: np.ndarray, arc: float) -> np.ndarray:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from invdiff.classical.fbp import FBP, WINDOWS, fbp, parker_weights, redundancy_weights, view_weights
+from invdiff.classical.fbp import FBP, WINDOWS, displaced_weights, fbp, parker_weights, redundancy_weights, view_weights
+from invdiff.datasets import ellipse_sinogram
 from invdiff.datasets.htc import read_htc
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
@@ -213,3 +215,28 @@ def test_refuses() -> None:
         FBP(window="box")
     with pytest.raises(ValueError, match="n_views, n_detectors"):
         fbp(torch.zeros(3, 4), PARALLEL)
+
+
+HALF: Any = {"image_shape": (64, 64), "pixel_size": 1.0, "angles": tuple(math.pi * i / 90 for i in range(180))}
+SOURCE: Any = {"source_origin": 120.0, "source_detector": 180.0}
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        FanBeam(**HALF, **SOURCE, n_detectors=60, detector_spacing=1.2, detector_offset=22.0),
+        CurvedFanBeam(**HALF, **SOURCE, n_detectors=60, detector_spacing=1.2, detector_offset=-22.0),
+        ParallelBeam(**HALF, n_detectors=60, detector_spacing=0.7, detector_offset=15.0),
+    ],
+    ids=["fan", "curved, other side", "parallel"],
+)  # fmt: skip
+def test_a_displaced_detector_sees_the_object_in_a_full_turn(half: FanBeam | CurvedFanBeam | ParallelBeam) -> None:
+    """A detector of 60 elements that ends a few mm beyond the axis, against one of 240 that sees the whole object."""
+    ellipses = np.array([[0.02, 28, 22, 3, -4, 0.3], [0.03, 6, 6, -10, 8, 0], [-0.02, 4, 3, 12, 5, 0]])
+    whole = replace(half, n_detectors=240, detector_offset=0.0)
+    x, expected = (fbp(ellipse_sinogram(ellipses, g)[0], g, window="hann") for g in (half, whole))
+    inside = np.hypot(*np.meshgrid(*[np.arange(64) - 31.5] * 2)) < 30
+    assert float((x - expected)[inside].norm() / expected[inside].norm()) < 0.03
+    weights = displaced_weights(np.linspace(-5.0, 20.0, 26))
+    np.testing.assert_allclose(weights[:11] + weights[10::-1], 1, atol=1e-12)  # both shares of a line
+    np.testing.assert_array_equal(weights[11:], 1)
