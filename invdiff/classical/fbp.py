@@ -128,20 +128,12 @@ def fbp(y: Tensor, geometry: ParallelBeam | FanBeam | CurvedFanBeam, *, window: 
     shrink = 1 / fan.magnification if fan else 1.0  # the detector is moved to the rotation axis
     u = torch.from_numpy(geometry.detector_positions()).to(y.device) * shrink
     spacing = geometry.detector_spacing * shrink
-    angles = np.asarray(geometry.angles)
-    across = fan.fan_angles() if fan else geometry.detector_positions()
-    reach = edge = geometry.radius  # of the image, on the detector
+    rays = torch.from_numpy(ray_weights(geometry)).to(y.device)
+    reach = geometry.radius  # of the image, on the detector
     if fan:
+        rays = rays * torch.from_numpy(np.cos(fan.fan_angles())).to(y.device)
         edge = math.asin(fan.radius / fan.source_origin)
         reach = fan.source_origin * (math.tan(edge) if arc == math.inf else edge)
-    displaced = _is_displaced(across, edge) and not _gaps(angles, 2 * math.pi)[2].any()
-    share = np.ones((1, 1))
-    if displaced:
-        share = displaced_weights(across)[None]
-    elif fan:
-        share = redundancy_weights(angles, across)
-    share = share * view_weights(angles, 2 * math.pi if fan or displaced else math.pi)[:, None]
-    rays = torch.from_numpy(share * np.cos(across) if fan else share).to(y.device)
     # The filtered views do not end with the detector; without their tails the image's corners would not be zero.
     n_pad = max(0, math.ceil((reach - float(min(-u[0], u[-1]))) / spacing)) + 1
     padded = torch.nn.functional.pad(y.double() * rays, (n_pad, n_pad))
@@ -180,6 +172,23 @@ def ramp_filter(y: Tensor, spacing: float, window: str, *, arc: float = math.inf
     h[0] = 1 / (4 * spacing**2)
     response = torch.fft.rfft(h).real * WINDOWS[window](torch.linspace(0, 1, length // 2 + 1).to(h))
     return spacing * torch.fft.irfft(torch.fft.rfft(y, length) * response, length)[..., : y.shape[-1]]
+
+
+def ray_weights(geometry: ParallelBeam | FanBeam | CurvedFanBeam) -> np.ndarray:
+    """What each ray counts, rad: the weight of its view times its share in its line, (n_views, n_detectors or 1)."""
+    angles, period = np.asarray(geometry.angles), 2 * math.pi
+    if isinstance(geometry, ParallelBeam):
+        across, edge = geometry.detector_positions(), geometry.radius
+    else:
+        across, edge = geometry.fan_angles(), math.asin(geometry.radius / geometry.source_origin)
+    share = np.ones((1, 1))
+    if _is_displaced(across, edge) and not _gaps(angles, period)[2].any():
+        share = displaced_weights(across)[None]
+    elif isinstance(geometry, ParallelBeam):
+        period = math.pi
+    else:
+        share = redundancy_weights(angles, across)
+    return share * view_weights(angles, period)[:, None]
 
 
 def view_weights(angles: np.ndarray, period: float) -> np.ndarray:

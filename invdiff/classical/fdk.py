@@ -14,12 +14,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from invdiff.algorithms.draw import Callback
-from invdiff.classical.fbp import _check_window, ramp_filter, redundancy_weights, view_weights
+from invdiff.classical.fbp import _check_window, ramp_filter, ray_weights
 from invdiff.classical.point import point_estimate
 from invdiff.measurement import Measurement
 from invdiff.operators.ct3d import CT3D
@@ -95,8 +94,9 @@ def fdk(y: Tensor, geometry: ParallelBeam3D | ConeBeam, *, window: str = "ram-la
 
     Args:
         y: line integrals, (..., n_views, n_rows, n_columns), real.
-        geometry: its views, in the same order. Every row must see the whole width of the object; what lies above and
-            below the detector counts as zero.
+        geometry: its views, in the same order. Every row must see the whole width of the object, or in a full turn one
+            half of it and a little more (a detector displaced to one side); what lies above and below the detector
+            counts as zero.
         window: key of ``invdiff.classical.fbp.WINDOWS``.
 
     Returns:
@@ -116,10 +116,7 @@ def fdk(y: Tensor, geometry: ParallelBeam3D | ConeBeam, *, window: str = "ram-la
     u = torch.from_numpy(plane.detector_positions()).to(y.device) * shrink
     v = torch.from_numpy(geometry.row_positions()).to(y.device) * shrink
     dv, du = (spacing * shrink for spacing in geometry.element_spacing)
-    angles = np.asarray(geometry.angles)
-    rays = torch.from_numpy(view_weights(angles, 2 * math.pi if fan else math.pi)[:, None, None]).to(y.device)
-    if fan:
-        rays = rays * torch.from_numpy(redundancy_weights(angles, fan.fan_angles())[:, None]).to(y.device)
+    rays = torch.from_numpy(ray_weights(plane)[:, None]).to(y.device)
     rays = rays / torch.sqrt(1 + (u / D).square() + (v[:, None] / D).square())  # cosine of the angle of incidence
     # The filtered rows do not end with the detector; without their tails the volume's edges would not be zero.
     reach = D * math.tan(math.asin(plane.radius / D)) if fan else plane.radius

@@ -27,8 +27,12 @@ GEOMETRIES = {
     "cone": CONE,
     "cone, offset panel": replace(CONE, detector_offset=(3.1, -2.2), detector_shape=(48, 80)),
     "cone, short scan": replace(CONE, angles=FAN.short_scan(150, start=0.4).angles),
+    "cone, half panel": replace(CONE, detector_offset=(0.0, 25.0), detector_shape=(CONE.detector_shape[0], 40)),
     "cone, oblong voxels": replace(CONE, image_shape=(15, 48, 48), voxel_size=(2.0, 1.0, 1.0)),
     "parallel": PARALLEL,
+    "parallel, half panel": replace(
+        PARALLEL, angles=tuple(np.pi * np.arange(180) / 90), detector_offset=(0.0, -12.0), detector_shape=(30, 36)
+    ),
 }
 
 
