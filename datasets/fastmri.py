@@ -141,6 +141,8 @@ def read_fastmri(
     if header is not None:
         metadata["pixel_size_y_mm"] = header.encoded_mm[0] / header.encoded[0]
         metadata["pixel_size_x_mm"] = header.encoded_mm[1] / header.encoded[1]
+        thickness = header.encoded_mm[2] / header.encoded[2]
+        metadata["voxel_size_mm"] = [metadata["pixel_size_x_mm"], metadata["pixel_size_y_mm"], thickness]
     if difference is not None:
         metadata["reference_difference"] = difference
     return kspace_measurement(

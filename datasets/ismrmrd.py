@@ -207,6 +207,7 @@ def read_ismrmrd(path: str | Path, *, index: int | None = None, magnitude: bool 
             "pixel_size_y_mm": size[2 if volume else 1],
             "pixel_size_x_mm": size[1 if volume else 0],
             "slice_thickness_mm": size[0 if volume else 2],
+            "voxel_size_mm": [size[1], size[2], size[0]] if volume else size,
             "n_averages": n_averages,
             "noise": "prewhitened by the file's noise scans" if samples else "estimated from the edge of k-space",
         },

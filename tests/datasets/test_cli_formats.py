@@ -58,8 +58,8 @@ EXPECTED = {
     "Data Exchange": centred(1.0, 0.25),
     "DICOM-CT-PD": centred(2 * 100 * math.sin((11.5 * 3.4 + 1.1) / 180) / 16, 3.0 * 100 / 180),
     "npy + toml": centred(1.0),
-    "fastMRI": centred(2.0, shape=(32, 40)),
-    "ISMRMRD": centred(2.0, shape=(40, 32)),
+    "fastMRI": centred(2.0, 5.0, shape=(32, 40)),
+    "ISMRMRD": centred(2.0, 5.0, shape=(40, 32)),
     "BART": centred(1.0, shape=(32, 40)),
     **dict.fromkeys(("PICMUS", "zea", "UFF (USTB)", "MUST"), lateral_and_depth()),
 }

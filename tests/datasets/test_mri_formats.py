@@ -473,6 +473,7 @@ def test_a_three_dimensional_scan_is_slices_along_its_readout(tmp_path: Path) ->
     assert sizes == {
         "pixel_size_y_mm": pytest.approx(5 / NZ), "pixel_size_x_mm": 2.0, "slice_thickness_mm": pytest.approx(128 / 24)
     }  # fmt: skip
+    np.testing.assert_allclose(m.metadata["voxel_size_mm"], [2.0, 5 / NZ, 128 / 24])
     k, _ = volume()
     dims = k.transpose(3, 2, 1, 0)  # (x, y, z, coil), oversampled
     b = read_bart(bart(tmp_path / "v.cfl", dims), index=POSITIONS // 2 + 3)
