@@ -165,7 +165,8 @@ def recognise(path: str | Path) -> tuple[str, ModuleType]:
         path: a file or folder.
 
     Raises:
-        FileNotFoundError; ValueError: no known format; OSError: HDF5, but damaged.
+        FileNotFoundError, ValueError: nothing there, or no known format.
+        OSError: HDF5, but damaged.
 
     Example:
         >>> import tempfile

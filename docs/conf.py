@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from invdiff import __version__
 
@@ -47,7 +48,9 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "exclude-members": "bibtex"}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_use_param = False  # as a list: a field for "n_pixel, n_latent" would read "n_latent (n_pixel,)"
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Attributes", "params_style")]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 
@@ -99,6 +102,29 @@ def labels() -> str:
         assert bench, name
         rows.append(f"| [`{name}`](#invdiff.algorithms.{cls.__name__}) | {label[1]} | {bench[1]} |")
     return "\n".join(["| algorithm | targets | truth bench |", "|---|---|---|", *rows]) + "\n"
+
+
+def found_by_name(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Lead a reference to the public name of what it means: ``CT``, or ``invdiff.priors.interop.from_deepinv``."""
+    from sphinx.util.nodes import make_refnode
+
+    if node.get("refdomain") != "py" or app.builder is None:
+        return None
+    package, _, name = node["reftarget"].rpartition(".")
+    objects = {
+        full: entry
+        for full, entry in env.get_domain("py").objects.items()
+        if full.rpartition(".")[2] == name and entry.objtype in ("class", "function", "exception") and not entry.aliased
+    }
+    near = [full for full in objects if package and full.split(".")[:2] == package.split(".")[:2]] or list(objects)
+    if len(near) != 1:
+        return None
+    entry = objects[near[0]]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, near[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("missing-reference", found_by_name)
 
 
 def generate() -> None:
