@@ -131,5 +131,6 @@ print(f"spread over error: {ratio:.2f} (1 when calibrated)")
 print(f"rank correlation of the map with the error: {uncertainty_error_correlation(posterior.std, error):.2f}")
 
 # %% [markdown]
-# It points at the errors and is a little too small: DDS is under-dispersed, as the next tutorial measures. The prior and this
-# problem are of one family, which no real object is: on your own data the prior's errors come on top.
+# The map lies where the errors are, and its size is about right on this image. One image proves little; the next tutorial
+# measures samplers against exact posteriors. And prior and problem are of one family here, which no real object is: on your
+# own data the prior's errors come on top.
