@@ -121,3 +121,17 @@ def test_the_citation_file_follows_the_schema() -> None:
     project = (DOCS.parent / "pyproject.toml").read_text()
     assert f'version = "{citation["version"]}"' in project
     assert f'license = "{citation["license"]}"' in project
+
+
+def test_the_pages_include_the_tested_files_and_hold_no_copies() -> None:
+    included = {
+        page: re.findall(r"```\{literalinclude\} examples/(\S+)", (DOCS / page).read_text())
+        for page in ("extending.md", "quickstart.md")
+    }
+    assert included == {
+        "extending.md": ["operator.py", "algorithm.py", "prior.py"],
+        "quickstart.md": ["quickstart.py", "scan.toml"],
+    }
+    assert "```python" not in (DOCS / "extending.md").read_text()
+    for name in included["extending.md"]:  # complete, and short enough to read
+        assert 15 <= len([line for line in (DOCS / "examples" / name).read_text().splitlines() if line]) <= 40
