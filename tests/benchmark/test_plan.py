@@ -193,9 +193,11 @@ def test_the_first_item_of_every_problem_is_reconstructed(path: Path, tmp_path: 
     small = dataclasses.replace(plan, problems=problems)
     store = Store(tmp_path / "s", create=True)
     assert all(task is not None for cell, task in tasks(small, store, data=data) if not cell.method.candidates)
-    small = dataclasses.replace(
-        small, methods=[m for m in plan.methods if m.point and not m.candidates and m.key != "tv"]
-    )
+    untuned = [dataclasses.replace(m.candidates[0], name=m.name) if m.candidates else m for m in plan.methods]
+    quick = [m for m in untuned if m.point and not m.key.lower().endswith("tv")]
+    if not quick:
+        return
+    small = dataclasses.replace(small, methods=quick)
     summary = run(small, store, data=data)
     assert summary.failed == {}
     assert summary.done > 0
