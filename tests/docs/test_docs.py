@@ -8,8 +8,10 @@ import runpy
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -83,6 +85,23 @@ def test_internal_links_and_pictures_exist(page: Path) -> None:
     assert missing == []
 
 
+def broken_links(site: Path) -> list[str]:
+    """Links within a built site whose file or anchor does not exist."""
+    text = {p: p.read_text() for p in site.rglob("*.html") if "_static" not in p.parts}  # without the theme's templates
+    anchors = {page: set(re.findall(r'\bid="([^"]+)"', html)) for page, html in text.items()}
+    assert site / "index.html" in text
+    broken = []
+    for page, html in text.items():
+        for link in set(re.findall(r'\b(?:href|src)="([^"]*)"', html)):
+            if re.match(r"[a-z]+:|//", link):
+                continue
+            address, _, anchor = unescape(link).partition("#")
+            target = (page.parent / unquote(address.partition("?")[0])).resolve() if address else page
+            if not target.exists() or (anchor and target in anchors and unquote(anchor) not in anchors[target]):
+                broken.append(f"{page.relative_to(site)}: {link}")
+    return broken
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="the extra 'docs' is not installed")
@@ -99,7 +118,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "sphinx", *options, str(docs), str(tmp_path / "html")]
     run = subprocess.run(build, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert (tmp_path / "html" / "index.html").is_file()
+    assert broken_links(tmp_path / "html") == []
 
 
 def test_the_citation_file_follows_the_schema() -> None:
