@@ -18,7 +18,7 @@ import torch
 from invdiff.datasets import matlab
 from invdiff.datasets.files import Head
 from invdiff.measurement import Measurement
-from invdiff.noise import GaussianNoise
+from invdiff.noise import GaussianNoise, Noise, WeightedGaussianNoise
 from invdiff.operators.ct import CT
 from invdiff.operators.ct_geometry import FanBeam
 
@@ -29,6 +29,10 @@ PARAMETERS = {
     "pixelSizePost": "detector_spacing",
     "numDetectorsPost": "n_detectors",
 }
+# Line integrals of the uniform disc of the challenge (radius 34.8 mm, from its shadow) against its chords of 10 mm and
+# more: chord proportional to p + a p^2 + b p^3, 0.76 mm root mean square (after what air reads is subtracted).
+LINEARISATION = (0.0869, 0.0553)
+AIR = 25  # outermost detector elements on either side, which the object never shades
 REMEDY = (
     "Expected a sinogram file of the Helsinki Tomography Challenge 2022, such as htc2022_ta_full.mat "
     "(https://doi.org/10.5281/zenodo.6984868)."
@@ -44,6 +48,8 @@ def read_htc(
     angles: tuple[float, float] | None = None,
     rebin: int | None = None,
     image_scale: float = 0.0376,
+    linearise: bool = False,
+    model_error: float = 0.0,
 ) -> Measurement:
     """Read one sinogram as a measurement of attenuation in 1/mm.
 
@@ -65,6 +71,13 @@ def read_htc(
         image_scale: 1/mm, the attenuation that counts as 1 to a prior. Default: water at 30 keV (NIST XCOM), close
             to the effective energy of this 45 kV Mo spectrum for short paths: there acrylic reconstructs to about
             0.036 1/mm, its value at 30 keV; in the middle of the disc hardening lowers it to 0.028.
+        linearise: undo beam hardening, which is possible because the object is of one material: what air reads
+            (0.013 to 0.016) is subtracted, and line integrals p become ``p + 0.0869 p^2 + 0.0553 p^3``, fitted to the
+            challenge's uniform disc, which is then flat at 0.045 1/mm, the attenuation of short paths. The noise
+            becomes that of counts carried through the same map, one weight per ray (a
+            :class:`~invdiff.noise.WeightedGaussianNoise`), its level again estimated.
+        model_error: standard deviation, in line integrals, of what the model cannot explain, added to the noise in
+            quadrature; on 128 x 128 pixels the edges of the disc and its holes leave about 0.03.
 
     Returns:
         Measurement with a :class:`CT` operator with :class:`FanBeam` geometry; ``item`` is the file's name.
@@ -107,10 +120,17 @@ def read_htc(
     geometry["detector_spacing"] *= rebin
 
     beam = FanBeam(image_shape=image_shape, pixel_size=pixel_size, angles=tuple(np.deg2rad(degrees[keep])), **geometry)
+    y = sinogram[keep]
+    noise: Noise = GaussianNoise(math.hypot(noise_level(sinogram), model_error))
+    if linearise:
+        a, b = LINEARISATION
+        y = y - np.median(np.concatenate([sinogram[:, : AIR // rebin], sinogram[:, -(AIR // rebin) :]], axis=1))
+        sigma = noise_level(sinogram, counts=True) * np.exp(y / 2) * (1 + 2 * a * y + 3 * b * y**2)
+        y, noise = y + a * y**2 + b * y**3, WeightedGaussianNoise(torch.from_numpy(1 / (sigma**2 + model_error**2)).float()[None])
     return Measurement(
-        y=torch.from_numpy(sinogram[keep]).float()[None],
+        y=torch.from_numpy(y).float()[None],
         A=CT(beam, supersampling=math.ceil(4 * rebin * at_axis / pixel_size)),  # sub-rays at most 1/4 pixel apart
-        noise=GaussianNoise(noise_level(sinogram)),
+        noise=noise,
         image_scale=image_scale,
         units="1/mm",
         item=path.stem,
@@ -136,13 +156,17 @@ def matches(head: Head) -> bool:
     return bool(names & set(STRUCTS)) if names else head.path.name.lower().startswith("htc2022")
 
 
-def noise_level(sinogram: np.ndarray) -> float:
+def noise_level(sinogram: np.ndarray, *, counts: bool = False) -> float:
     """Standard deviation of the noise in a finely sampled sinogram (n_views, n_detectors), in its own units.
 
     Neighbouring views share the object but not the noise, so the fourth difference over views, divided by
     sqrt(70), leaves mostly noise. Per detector element its median absolute deviation, which ignores the few views
     where an edge passes, gives a standard deviation; the result is their root mean square, the level at which
     chi2 averages to 1. Noise correlation between detector elements does not matter.
+
+    Args:
+        counts: the noise of a line integral p is that of counts, its standard deviation the returned value times
+            ``exp(p / 2)``; in the challenge's files this holds to 4 % from p = 0 to 2.2.
 
     Raises:
         ValueError: fewer than 16 views, or data without noise.
@@ -152,6 +176,8 @@ def noise_level(sinogram: np.ndarray) -> float:
             f"The noise is estimated from differences of views: expected at least 16, got {len(sinogram)}."
         )
     fourth = np.diff(sinogram, n=4, axis=0) / math.sqrt(70)
+    if counts:
+        fourth = fourth * np.exp(-sinogram[2:-2] / 2)
     sigma = 1.4826 * np.median(np.abs(fourth - np.median(fourth, axis=0)), axis=0)
     level = float(np.sqrt(np.mean(sigma**2)))
     if not level > 0:

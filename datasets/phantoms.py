@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter, zoom
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -220,6 +221,89 @@ class DiscWithHoles(_Phantoms):
         return ellipse_image(self.ellipses(index), self.shape, self.pixel_size).clamp(min=0)
 
 
+class AcrylicDiscs(_Phantoms):
+    """Discs with holes of many shapes, (1, y, x) in 1/mm: the training images of the prior for HTC 2022.
+
+    The holes of one disc are of one kind: ellipses; polygons with rounded corners, turned at random or all alike;
+    the cells of a Voronoi diagram with walls between them; or there are none. They do not touch each other or the
+    rim. The disc darkens towards its middle, as acrylic does under a polychromatic beam that was not corrected.
+
+    Args:
+        n, shape, pixel_size, seed: as in :class:`RandomEllipses`.
+        radius: least and greatest radius of the disc over half the field.
+        attenuation: at the rim, 1/mm.
+        cupping: greatest share of the attenuation that is missing in the middle.
+    """
+
+    def __init__(
+        self, n: int, shape: tuple[int, int] = (192, 192), pixel_size: float = 0.433, *, seed: int = 0,
+        radius: tuple[float, float] = (0.8, 0.88), attenuation: float = 0.036, cupping: float = 0.3,
+    ) -> None:  # fmt: skip
+        super().__init__(n, (int(shape[0]), int(shape[1])), pixel_size, seed)
+        self.radius, self.attenuation, self.cupping = tuple(radius), attenuation, cupping
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng, k = self.rng(index), 2  # points per pixel and axis
+        ny, nx = (k * side for side in self.shape)
+        half = min(ny, nx) / 2
+        y, x = np.ogrid[0:ny, 0:nx]
+        u, v = (x + 0.5 - nx / 2) / half, (ny / 2 - y - 0.5) / half
+        radius = rng.uniform(*self.radius)
+        distance = np.hypot(u, v) / radius
+        walls = (self._cells if rng.random() < 0.25 else self._shapes)(rng, u / radius, v / radius)
+        walls = gaussian_filter(walls.astype(np.float32), rng.uniform(0.005, 0.03) * half) > 0.5  # rounds corners
+        solid = (walls | (distance > 0.97)) & (distance <= 1)
+        profile = self.attenuation * (1 - rng.uniform(0, self.cupping) * (1 - distance**2).clip(0))
+        image = (solid * profile).reshape(self.shape[0], k, self.shape[1], k).mean((1, 3))
+        return torch.from_numpy(image).float()[None]
+
+    @staticmethod
+    def _cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Walls between the Voronoi cells of random points: where the two nearest points are almost equally far."""
+        wall, inner, least = rng.uniform(0.03, 0.1), rng.uniform(0.6, 0.9), rng.uniform(0.25, 0.5)
+        points: list[np.ndarray] = []
+        for p in rng.uniform(-0.8, 0.8, (60, 2)):
+            if np.hypot(*p) < 0.85 and all(np.hypot(*(p - q)) > least for q in points):
+                points.append(p)
+        squares = np.stack([(u - a) ** 2 + (v - b) ** 2 for a, b in points]).astype(np.float32)
+        order = np.argsort(squares, axis=0)[:2] if len(points) > 1 else np.zeros((2, 1, 1), int)
+        near, next_ = (np.take_along_axis(squares, o[None], 0)[0] for o in order)
+        between = np.hypot(*(np.array(points).T[:, order[1]] - np.array(points).T[:, order[0]])) + 1e-9
+        return ((next_ - near) / (2 * between) < wall / 2) | (np.hypot(u, v) > inner)
+
+    @staticmethod
+    def _shapes(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Everything but up to twelve ellipses or polygons that do not touch."""
+        solid = np.ones(np.broadcast_shapes(u.shape, v.shape), bool)
+        corners = int(rng.choice([0, 0, 4, 4, 5, 6]))  # 0: ellipses
+        stretch, size = rng.uniform(0.35, 1) if rng.random() < 0.7 else 1.0, rng.uniform(0.1, 0.25)
+        common = rng.uniform(0, math.pi) if rng.random() < 0.5 else None
+        holes: list[tuple[float, float, float]] = []
+        wanted = int(rng.integers(0, 13))
+        for _ in range(20 * wanted):
+            if len(holes) == wanted:
+                break
+            r = size * rng.uniform(0.7, 1.3)
+            a, b = rng.uniform(-1, 1, 2)
+            if np.hypot(a, b) + r > 0.93 or any(np.hypot(a - c, b - d) < r + e + 0.04 for c, d, e in holes):
+                continue
+            holes.append((a, b, r))
+            turn = common + rng.normal(0, 0.1) if common is not None else rng.uniform(0, math.pi)
+            p = (math.cos(turn) * (u - a) + math.sin(turn) * (v - b)) / r
+            q = (math.cos(turn) * (v - b) - math.sin(turn) * (u - a)) / (r * stretch)
+            if corners == 0:
+                solid &= p * p + q * q > 1
+                continue
+            angles = 2 * math.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) / corners + math.pi / 4
+            px, py = np.cos(angles), np.sin(angles)
+            sides = [
+                (np.roll(px, -1)[i] - px[i]) * (q - py[i]) - (np.roll(py, -1)[i] - py[i]) * (p - px[i]) > 0
+                for i in range(corners)
+            ]
+            solid &= ~np.logical_and.reduce(sides)
+        return solid
+
+
 # Proton density, T1 and T2 in ms at 1.5 T; rounded from textbook values (e.g. Haacke et al. 1999).
 TISSUES = {
     "fat": (0.9, 250.0, 60.0), "csf": (1.0, 4000.0, 2000.0), "grey": (0.85, 950.0, 100.0),
@@ -345,3 +429,54 @@ class SpeckleCysts(_Phantoms):
             row, column = (int(rng.integers(n // 16, n - n // 16)) for n in self.shape)
             x[0, row, column] = self.point
         return x
+
+
+class BModePhantoms(_Phantoms):
+    """Simulated B-mode pictures, (1, z, x) from 0 to 255: speckle of layered tissue, cysts, bright interfaces.
+
+    White complex scatterers, weighted by the local backscatter, are blurred by a point spread function that widens with
+    depth, and the envelope is log-compressed. Backscatter varies smoothly and from layer to layer, falls with depth, and
+    holds up to four cysts and five thin interfaces. Shape is (nz, nx).
+
+    Args:
+        n, shape, pixel_size, seed: as in :class:`RandomEllipses`; the pixel size counts in resolution, not mm.
+        dynamic_range: least and greatest, dB.
+    """
+
+    def __init__(
+        self, n: int, shape: tuple[int, int] = (256, 256), pixel_size: float = 1.8, *, seed: int = 0,
+        dynamic_range: tuple[float, float] = (45.0, 70.0),
+    ) -> None:  # fmt: skip
+        super().__init__(n, (int(shape[0]), int(shape[1])), pixel_size, seed)
+        self.dynamic_range = tuple(dynamic_range)
+
+    def backscatter(self, rng: np.random.Generator) -> np.ndarray:
+        """Local level in dB, (z, x)."""
+        nz, nx = self.shape
+        z, x = np.meshgrid(np.linspace(0, 1, nz), np.linspace(-0.5, 0.5, nx) * nx / nz, indexing="ij")
+        level = 4 * zoom(rng.normal(size=(6, 6)), (nz / 6, nx / 6), order=3)
+        bend = lambda: rng.normal(0, 0.03) + rng.normal(0, 0.1) * x + rng.normal(0, 0.15) * x**2  # noqa: E731
+        for depth in np.sort(rng.uniform(0.05, 0.95, int(rng.integers(1, 5)))):
+            below = z > depth + bend()
+            level += below * rng.normal(0, 6)
+        for _ in range(int(rng.integers(0, 5))):
+            r, ratio, turn = rng.uniform(0.04, 0.15), rng.uniform(0.5, 1), rng.uniform(0, math.pi)
+            p, q = _in_frame(x, z, (r, r * ratio, rng.uniform(-0.4, 0.4), rng.uniform(0.1, 0.9), turn))
+            level = np.where(p * p + q * q < 1, level + rng.choice([-60.0, -60.0, -12.0, -6.0, 6.0]), level)
+        for _ in range(int(rng.integers(0, 6))):
+            line = np.exp(-(((z - rng.uniform(0.02, 0.95) - bend()) / rng.uniform(0.003, 0.01)) ** 2) / 2)
+            window = np.exp(-(((x - rng.uniform(-0.5, 0.5)) / rng.uniform(0.1, 0.5)) ** 2) / 2)
+            level = np.maximum(level, rng.uniform(10, 25) + 20 * np.log10(line * window + 1e-4))
+        return level - rng.uniform(0, 25) * z
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = self.rng(index)
+        level = self.backscatter(rng)
+        scatterers = 10 ** (level / 20) * (rng.normal(size=self.shape) + 1j * rng.normal(size=self.shape))
+        axial, lateral = rng.uniform(0.7, 1.5), rng.uniform(1.0, 3.0)
+        narrow, wide = (gaussian_filter(scatterers, (axial, w)) * math.sqrt(w) for w in (lateral, 2 * lateral))
+        depth = np.linspace(0, 1, self.shape[0])[:, None]
+        envelope = np.abs((1 - depth) * narrow + depth * wide)
+        decibels = 20 * np.log10(envelope / np.quantile(envelope, 0.995) + 1e-9)
+        grey = 255 * (1 + decibels / rng.uniform(*self.dynamic_range)).clip(0, 1)
+        return torch.from_numpy(grey).float()[None]

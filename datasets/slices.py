@@ -1,4 +1,4 @@
-"""Slices of medical volumes at several resolutions in one compact HDF5 file, to train priors from.
+"""Slices of medical volumes and phantoms at several resolutions in one compact HDF5 file, to train priors from.
 
 The file is all that training needs: no NIfTI reader, no original data. Layout: one group per volume and
 resolution, dataset ``slices`` (n, y, x) uint16, attributes ``pixel_size`` (mm), ``split``
@@ -7,13 +7,17 @@ resolution, dataset ``slices`` (n, y, x) uint16, attributes ``pixel_size`` (mm),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+from torch.utils.data import Dataset
 
+from invdiff.datasets import metaimage
 from invdiff.storage import atomic_path
 
 
@@ -22,27 +26,65 @@ class Modality:
     """How stored intensities become relative values.
 
     Attributes:
-        water: Hounsfield units to attenuation relative to water, 1 + HU / 1000; otherwise the
-            99.5th percentile of the volume's positive values becomes 1.
-        value_range: values are clipped to this range of relative units.
+        unit: function of a volume as stored (slice, y, x), giving relative values.
+        value_range: relative values are clipped to this range.
+        millimetres: whether the files' pixel sizes can be trusted. If not, sizes count in stored pixels, and black
+            borders that no slice uses are cut off.
     """
 
-    water: bool
+    unit: Callable[[np.ndarray], np.ndarray]
     value_range: tuple[float, float]
+    millimetres: bool = True
 
     def relative(self, volume: np.ndarray) -> np.ndarray:
-        if self.water:
-            x = 1 + volume.astype(np.float32) / 1000
-        else:
-            positive = volume[volume > 0]
-            x = volume.astype(np.float32) / np.percentile(positive[::7], 99.5)
-        return np.clip(x, *self.value_range)
+        """Relative values, clipped to the range."""
+        return np.clip(self.unit(volume), *self.value_range)
+
+    def prepare(self, volume: np.ndarray, pixel_size: float) -> tuple[np.ndarray, float]:
+        """Relative values of a volume, and its pixel size."""
+        x = self.relative(volume)
+        if self.millimetres:
+            return x, pixel_size
+        used = (x > self.value_range[0] + 0.05 * (self.value_range[1] - self.value_range[0])).any(0)
+        rows, columns = (np.flatnonzero(used.any(axis)) for axis in (1, 0))
+        return x[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1.0
+
+
+def over_water(hu: np.ndarray) -> np.ndarray:
+    """Attenuation relative to water, from Hounsfield units."""
+    return 1 + hu.astype(np.float32) / 1000
+
+
+def over_percentile(magnitude: np.ndarray) -> np.ndarray:
+    """The 99.5th percentile of the positive values of the volume becomes 1."""
+    return magnitude.astype(np.float32) / np.percentile(magnitude[magnitude > 0][::7], 99.5)
+
+
+def over_acrylic(mu: np.ndarray) -> np.ndarray:
+    """Attenuation in 1/mm relative to 0.0376, which :func:`~invdiff.datasets.htc.read_htc` calls 1."""
+    return mu.astype(np.float32) / 0.0376
+
+
+def over_white(grey: np.ndarray) -> np.ndarray:
+    """Display values, 0 to 255, of log-compressed echoes; 255 becomes 1."""
+    return grey.astype(np.float32) / 255
 
 
 MODALITIES = {
-    "ct": Modality(water=True, value_range=(0.0, 2.0)),
-    "mri": Modality(water=False, value_range=(0.0, 1.2)),
+    "ct": Modality(unit=over_water, value_range=(0.0, 2.0)),
+    "mri": Modality(unit=over_percentile, value_range=(0.0, 1.2)),
+    "disc": Modality(unit=over_acrylic, value_range=(0.0, 1.25)),
+    "b-mode": Modality(unit=over_white, value_range=(0.0, 1.0), millimetres=False),
 }
+
+
+def volume_slices(path: Path) -> tuple[np.ndarray, float]:
+    """Slices (n, y, x) of a volume file and their pixel size: NIfTI (axial) or MetaImage (as stored)."""
+    if path.suffix not in (".mha", ".mhd"):
+        return axial_slices(path)
+    volume = metaimage.read(path)
+    x, y, _ = volume.voxel_size or (1.0, 1.0, 1.0)
+    return volume.data, (x * y) ** 0.5
 
 
 def axial_slices(path: Path) -> tuple[np.ndarray, float]:
@@ -65,42 +107,50 @@ def axial_slices(path: Path) -> tuple[np.ndarray, float]:
 def build_slices(
     path: Path,
     *,
-    root: Path,
+    root: Path | None,
     modality: Modality,
     train: Sequence[str],
     validation: Sequence[str],
     coarsest: float,
+    phantoms: Mapping[str, tuple[str, Dataset, float]] | None = None,
 ) -> None:
-    """Write the slice file from NIfTI volumes.
+    """Write the slice file from volumes and phantoms.
 
     Args:
         path: the HDF5 file to write (atomically).
         root: folder that the volume names are relative to.
         modality: see :class:`Modality`.
         train, validation: volume files; keep subjects apart.
-        coarsest: halve the resolution while the pixel stays below this size (mm).
+        coarsest: halve the resolution while the pixel stays below this size.
+        phantoms: name to (split, images (1, y, x) in the modality's stored units, pixel size), each a volume too.
     """
+    volumes: list[tuple[str, str, Callable[[], tuple[np.ndarray, float]]]] = []
+    for split, names in (("train", train), ("validation", validation)):
+        volumes += [(Path(name).name, split, partial(volume_slices, (root or Path()) / name)) for name in names]
+    for name, (split, images, size) in (phantoms or {}).items():
+        volumes.append((name, split, partial(_phantom_slices, images, size)))
+
     lo, hi = modality.value_range
     with atomic_path(path) as tmp, h5py.File(tmp, "w") as f:
         f.attrs["value_range"] = modality.value_range
-        for split, names in (("train", train), ("validation", validation)):
-            for name in names:
-                volume, size = axial_slices(root / name)
-                x = modality.relative(volume)
-                keep = (x > lo + 0.15 * (hi - lo)).mean((1, 2)) > 0.08  # drop slices that are nearly all air
-                x, level = x[keep], 0
-                while True:
-                    group = f.create_group(f"{Path(name).name.split('.')[0]}/{level}")
-                    group.attrs.update(pixel_size=size, split=split, volume=Path(name).name)
-                    codes = np.round((x - lo) / (hi - lo) * 65535).astype(np.uint16)
-                    group.create_dataset(
-                        "slices", data=codes, chunks=(1, *codes.shape[1:]), compression=4, shuffle=True
-                    )
-                    if 2 * size > coarsest:
-                        break
-                    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-                    x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2).mean((2, 4))
-                    size, level = 2 * size, level + 1
+        for name, split, load in volumes:
+            x, size = modality.prepare(*load())
+            keep = (x > lo + 0.15 * (hi - lo)).mean((1, 2)) > 0.08  # drop slices that are nearly all air
+            x, level = x[keep], 0
+            while True:
+                group = f.create_group(f"{name.split('.')[0]}/{level}")
+                group.attrs.update(pixel_size=size, split=split, volume=name)
+                codes = np.round((x - lo) / (hi - lo) * 65535).astype(np.uint16)
+                group.create_dataset("slices", data=codes, chunks=(1, *codes.shape[1:]), compression=4, shuffle=True)
+                if 2 * size > coarsest:
+                    break
+                x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+                x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2).mean((2, 4))
+                size, level = 2 * size, level + 1
+
+
+def _phantom_slices(images: Any, pixel_size: float) -> tuple[np.ndarray, float]:
+    return np.stack([images[i][0].numpy() for i in range(len(images))]), pixel_size
 
 
 @dataclass(frozen=True)

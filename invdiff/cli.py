@@ -213,6 +213,7 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder of the volumes; needed the first time.")] = None,
     max_minutes: Annotated[float, typer.Option(help="Stop, checkpointed, after this time.")] = float("inf"),
     device: Annotated[str | None, typer.Option(help="Default: an accelerator if there is one.")] = None,
+    bfloat16: Annotated[bool | None, typer.Option(help="Mixed precision; default: on an accelerator only.")] = None,
 ) -> None:
     """Train a prior, or continue training it."""
     from tqdm import tqdm
@@ -234,7 +235,9 @@ def train(
                 bar.update(step - bar.n)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
-            path = run(settings, out, data=data, max_minutes=max_minutes, device=device, callback=callback)
+            path = run(
+                settings, out, data=data, max_minutes=max_minutes, device=device, bfloat16=bfloat16, callback=callback,
+            )  # fmt: skip
     except USER_ERRORS as error:
         fail(error)
     console.print(

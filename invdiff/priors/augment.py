@@ -25,6 +25,8 @@ class Augmentation:
         gamma: and raised to the power exp(U(-gamma, gamma)).
         remap: probability of a random piecewise linear contrast (0 stays 0), for scanners whose contrast varies.
         bias: amplitude of a smooth multiplicative bias field.
+        phase: the image becomes complex, its phase a random constant and a smooth random field of this standard
+            deviation (rad); two channels, real and imaginary part.
     """
 
     size: int = 128
@@ -34,24 +36,35 @@ class Augmentation:
     gamma: float = 0.0
     remap: float = 0.0
     bias: float = 0.0
+    phase: float = 0.0
+
+    @property
+    def channels(self) -> int:
+        """Of a training image."""
+        return 2 if self.phase > 0 else 1
 
 
 class SliceSampler:
     """Draws batches in model units [-1, 1] from stacks whose codes 0 .. 65535 span the value range.
+
+    With a random phase the model unit is the largest magnitude, so that ``value_range`` becomes (-hi, hi).
 
     Volumes are equally likely, whatever their number of slices. Each image is interpolated from the coarsest
     stored resolution that is finer than the wanted pixel, which is at least 0.8 of the finest stored one.
     """
 
     def __init__(self, stacks: list[Stack], augmentation: Augmentation, value_range: tuple[float, float]) -> None:
-        self.augmentation, self.value_range = augmentation, value_range
+        if augmentation.phase > 0 and value_range[0] != 0:
+            raise ValueError(f"A phase needs magnitudes, values from 0 up, got the range {value_range}.")
+        self.augmentation, self.stored = augmentation, value_range
+        self.value_range = (-value_range[1], value_range[1]) if augmentation.phase > 0 else value_range
         self.volumes = [
             sorted((s for s in stacks if s.volume == name), key=lambda s: s.pixel_size)
             for name in sorted({s.volume for s in stacks})
         ]
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, 1, size, size) float32."""
+        """(n, channels, size, size) float32."""
         return torch.stack([self._one(generator) for _ in range(n)])
 
     def _one(self, generator: torch.Generator) -> Tensor:
@@ -63,9 +76,15 @@ class SliceSampler:
         codes = stack.codes[int(torch.randint(len(stack.codes), (), generator=generator))]
         image = torch.from_numpy(codes.astype(np.float32)) / 65535
         x = self._warp(image, a.size * target / stack.pixel_size, generator)
-        if self.value_range[0] == 0:  # intensity changes keep zero (air, no signal) in place
+        if self.stored[0] == 0:  # intensity changes keep zero (air, no signal) in place
             x = self._intensity(x, generator)
-        return 2 * x.clamp(0, 1) - 1
+        x = x.clamp(0, 1)
+        if a.phase > 0:
+            coarse = a.phase * torch.randn((1, 1, 4, 4), generator=generator)
+            phase = F.interpolate(coarse, size=x.shape[-2:], mode="bicubic", align_corners=True)[0]
+            phase = phase + _uniform(generator, -math.pi, math.pi)
+            return torch.cat([x * phase.cos(), x * phase.sin()])
+        return 2 * x - 1
 
     def _warp(self, image: Tensor, field: float, generator: torch.Generator) -> Tensor:
         """Rotate, flip, zoom to a field of view of ``field`` input pixels, shift within the slice."""

@@ -212,7 +212,7 @@ class NetworkPrior(Prior):
             module: Any = self.module  # torch's stubs differ in whether this overload of to() exists
             module.to(memory_format=torch.channels_last)
         if bfloat16:
-            _read_in_float32(self.module)
+            read_in_float32(self.module)
         return self._with(self.module, bfloat16=bfloat16, compiled=compiled)
 
     def _with(self, module: nn.Module, *, bfloat16: bool, compiled: bool) -> NetworkPrior:
@@ -222,7 +222,7 @@ class NetworkPrior(Prior):
         )  # fmt: skip
 
 
-def _read_in_float32(module: nn.Module) -> None:
+def read_in_float32(module: nn.Module) -> None:
     """Take the first convolution of a network out of autocast; without autocast nothing changes."""
     first = next((m for m in module.modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 4), None)
     if first is not None and "forward" not in vars(first):
