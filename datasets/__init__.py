@@ -13,6 +13,8 @@ from invdiff.datasets.ismrmrd import read_ismrmrd
 from invdiff.datasets.kspace import kspace_measurement
 from invdiff.datasets.must import read_must
 from invdiff.datasets.phantoms import (
+    AcrylicDiscs,
+    BModePhantoms,
     BrainLike,
     DiscWithHoles,
     RandomEllipses,
@@ -26,8 +28,8 @@ from invdiff.datasets.uff import read_uff
 from invdiff.datasets.zea import read_zea
 
 __all__ = [
-    "BrainLike", "DiscWithHoles", "RandomEllipses", "SpeckleCysts", "Volume", "accelerated_mri", "denoising",
-    "ellipse_image", "ellipse_sinogram", "formats", "kspace_measurement", "open", "open_measurement", "read_bart",
-    "read_fastmri", "read_htc", "read_ismrmrd", "read_must", "read_picmus", "read_uff", "read_zea", "recognise",
-    "shepp_logan", "sparse_view_ct", "write_fastmri",
+    "AcrylicDiscs", "BModePhantoms", "BrainLike", "DiscWithHoles", "RandomEllipses", "SpeckleCysts", "Volume",
+    "accelerated_mri", "denoising", "ellipse_image", "ellipse_sinogram", "formats", "kspace_measurement", "open",
+    "open_measurement", "read_bart", "read_fastmri", "read_htc", "read_ismrmrd", "read_must", "read_picmus",
+    "read_uff", "read_zea", "recognise", "shepp_logan", "sparse_view_ct", "write_fastmri",
 ]  # fmt: skip

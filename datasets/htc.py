@@ -126,7 +126,10 @@ def read_htc(
         a, b = LINEARISATION
         y = y - np.median(np.concatenate([sinogram[:, : AIR // rebin], sinogram[:, -(AIR // rebin) :]], axis=1))
         sigma = noise_level(sinogram, counts=True) * np.exp(y / 2) * (1 + 2 * a * y + 3 * b * y**2)
-        y, noise = y + a * y**2 + b * y**3, WeightedGaussianNoise(torch.from_numpy(1 / (sigma**2 + model_error**2)).float()[None])
+        y, noise = (
+            y + a * y**2 + b * y**3,
+            WeightedGaussianNoise(torch.from_numpy(1 / (sigma**2 + model_error**2)).float()[None]),
+        )
     return Measurement(
         y=torch.from_numpy(y).float()[None],
         A=CT(beam, supersampling=math.ceil(4 * rebin * at_axis / pixel_size)),  # sub-rays at most 1/4 pixel apart

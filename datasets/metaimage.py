@@ -44,11 +44,12 @@ def read(path: Path) -> Volume:
     with path.open("rb") as f:
         start = f.read(LONGEST)
     marker = start.find(b"ElementDataFile")
-    end = start.find(b"\n", marker)
-    if marker < 0 or end < 0:
-        raise ValueError(f"{path.name}: the MetaImage header does not name its ElementDataFile.")
+    end = start.find(b"\n", max(marker, 0))
+    end = len(start) if end < 0 else end  # the text of a pair may end without a line break
     lines = (line.split("=", 1) for line in start[:end].decode("latin-1").splitlines() if "=" in line)
     header = {key.strip(): value.strip() for key, value in lines}
+    if not header.get("ElementDataFile"):
+        raise ValueError(f"{path.name}: the MetaImage header does not name its ElementDataFile.")
     shape, dtype, affine = _layout(header, path)
     n_bytes = math.prod(shape) * dtype.itemsize
 
@@ -73,11 +74,12 @@ def read(path: Path) -> Volume:
         f.seek(offset)
         content = f.read(size if compressed else n_bytes)
     if compressed:
+        stream = zlib.decompressobj(wbits=47)
         try:
-            content = zlib.decompressobj(wbits=47).decompress(content, n_bytes + 1)
+            content = stream.decompress(content, n_bytes + 1)
         except zlib.error as error:
             raise OSError(f"{file.name} is truncated or damaged ({error}).") from error
-    if len(content) < n_bytes or (compressed and len(content) > n_bytes):
+    if len(content) < n_bytes or (compressed and not (stream.eof and len(content) == n_bytes)):
         raise OSError(f"{file.name} does not hold the {n_bytes} bytes of voxels that the header states.")
 
     data = np.frombuffer(content, dtype).reshape(shape[::-1]).astype(dtype.newbyteorder("="))

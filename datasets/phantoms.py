@@ -233,6 +233,12 @@ class AcrylicDiscs(_Phantoms):
         radius: least and greatest radius of the disc over half the field.
         attenuation: at the rim, 1/mm.
         cupping: greatest share of the attenuation that is missing in the middle.
+
+    Example:
+        >>> from invdiff.datasets.phantoms import AcrylicDiscs
+        >>> disc = AcrylicDiscs(8, seed=1)[3]
+        >>> tuple(disc.shape), bool(disc.max() < 0.0361), bool(disc[0, 0, 0] == 0)
+        ((1, 192, 192), True, True)
     """
 
     def __init__(
@@ -435,12 +441,18 @@ class BModePhantoms(_Phantoms):
     """Simulated B-mode pictures, (1, z, x) from 0 to 255: speckle of layered tissue, cysts, bright interfaces.
 
     White complex scatterers, weighted by the local backscatter, are blurred by a point spread function that widens with
-    depth, and the envelope is log-compressed. Backscatter varies smoothly and from layer to layer, falls with depth, and
-    holds up to four cysts and five thin interfaces. Shape is (nz, nx).
+    depth, and the envelope is log-compressed. Backscatter varies smoothly and from layer to layer, falls with depth,
+    and holds up to four cysts and five thin interfaces. Shape is (nz, nx).
 
     Args:
         n, shape, pixel_size, seed: as in :class:`RandomEllipses`; the pixel size counts in resolution, not mm.
         dynamic_range: least and greatest, dB.
+
+    Example:
+        >>> from invdiff.datasets.phantoms import BModePhantoms
+        >>> picture = BModePhantoms(8, (64, 64), seed=1)[3]
+        >>> tuple(picture.shape), bool(picture.min() >= 0), float(picture.max()) <= 255
+        ((1, 64, 64), True, True)
     """
 
     def __init__(

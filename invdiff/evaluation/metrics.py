@@ -243,6 +243,31 @@ def hu_error(x: Tensor, reference: Tensor, *, water: float, mask: Tensor | None 
     return HUError(float(error.mean()), float(error.abs().mean()), float(error.square().mean().sqrt()))
 
 
+def mcc(x: Tensor, reference: Tensor) -> float:
+    """Matthews correlation coefficient of two boolean segmentations: 1 equal, 0 no better than chance, -1 inverted.
+
+    The score of the Helsinki Tomography Challenge 2022, ``(TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN))``;
+    0 where one of the two has a single class.
+
+    Raises:
+        TypeError: not boolean. ValueError: different shapes.
+
+    Example:
+        >>> from invdiff.evaluation import mcc
+        >>> half = torch.arange(8) < 4
+        >>> mcc(half, half), mcc(~half, half), mcc(torch.arange(8) % 2 == 0, half)
+        (1.0, -1.0, 0.0)
+    """
+    if x.dtype != torch.bool or reference.dtype != torch.bool:
+        raise TypeError(f"Expected two boolean segmentations, got {x.dtype} and {reference.dtype}.")
+    if x.shape != reference.shape:
+        raise ValueError(f"Shapes differ: {tuple(x.shape)} and {tuple(reference.shape)}.")
+    tp, fp = float((x & reference).sum()), float((x & ~reference).sum())
+    fn, tn = float((~x & reference).sum()), float((~x & ~reference).sum())
+    norm = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return (tp * tn - fp * fn) / norm if norm else 0.0
+
+
 def fastmri_psnr(x: Tensor, reference: Tensor) -> float:
     """PSNR in dB of a volume of magnitudes (slice, y, x) as fastMRI's ``evaluate.py`` has it (Zbontar et al. 2018):
     over the whole volume, range its maximum. Volumes come centre-cropped as the challenge asks (320 x 320).

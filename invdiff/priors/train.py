@@ -158,7 +158,9 @@ class TrainConfig:
             )
         splits = [p.split for p in phantoms] + ["train"] * len(config.train) + ["validation"] * len(config.validation)
         if set(splits) != {"train", "validation"}:
-            raise ValueError(f"{path.name}: expected images for training and for validation, got {sorted(set(splits))}.")
+            raise ValueError(
+                f"{path.name}: expected images for training and for validation, got {sorted(set(splits))}."
+            )
         channels = config.network.get("channels", 1)
         expected = stage.latent_channels if stage else augmentation.channels
         if channels != expected:

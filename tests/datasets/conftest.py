@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import math
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,48 @@ def nifti(folder: Path, name: str = "scan.nii") -> Path:
 
 def nifti_gz(folder: Path) -> Path:
     return nifti(folder, "scan.nii.gz")
+
+
+METAIMAGE = """ObjectType = Image
+NDims = 3
+BinaryData = True
+BinaryDataByteOrderMSB = False
+CompressedData = {compressed}
+TransformMatrix = {turn}
+Offset = {offset}
+AnatomicalOrientation = RAI
+ElementSpacing = {spacing}
+DimSize = {size}
+ElementType = MET_SHORT
+ElementDataFile = {file}
+"""
+
+
+def metaimage(folder: Path, *, compressed: bool = False, local: bool = True) -> Path:
+    """The volume of ``nifti``, with its affine, in LPS."""
+    data = volume()
+    lps = np.diag([-1.0, -1.0, 1.0]) @ AFFINE[:3, :3]
+    spacing = np.linalg.norm(lps, axis=0)
+    row = lambda values: " ".join(repr(float(v)) for v in values)  # noqa: E731
+    header = METAIMAGE.format(
+        compressed=compressed, turn=row((lps / spacing).T.ravel()), offset=row(AFFINE[:3, 3] * [-1, -1, 1]),
+        spacing=row(spacing), size=" ".join(map(str, data.shape)), file="LOCAL" if local else "scan.raw",
+    )  # fmt: skip
+    voxels = data.T.astype("<i2").tobytes()
+    voxels = zlib.compress(voxels) if compressed else voxels
+    path = folder / ("scan.mha" if local else "scan.mhd")
+    path.write_bytes(header.encode() + (voxels if local else b""))
+    if not local:
+        (folder / "scan.raw").write_bytes(voxels)
+    return path
+
+
+def metaimage_pair(folder: Path) -> Path:
+    return metaimage(folder, local=False)
+
+
+def metaimage_zlib(folder: Path) -> Path:
+    return metaimage(folder, compressed=True)
 
 
 def dicom_dataset(pixels: np.ndarray, **attributes: Any) -> Any:
@@ -245,6 +288,9 @@ FIXTURES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "MUST": (ultrasound("must", "m.mat"), PLANE_WAVES),
     "NIfTI": (nifti, {}),
     "NIfTI, compressed": (nifti_gz, {}),
+    "MetaImage": (metaimage, {}),
+    "MetaImage, compressed": (metaimage_zlib, {}),
+    "MetaImage, two files": (metaimage_pair, {}),
     "DICOM-CT-PD": (ct_pd, {"image_shape": (16, 16)}),
     "DICOM": (dicom, {}),
     "npy + toml": (npy_toml, {}),

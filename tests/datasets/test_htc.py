@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import scipy.io
 import torch
 
 from invdiff.classical.fbp import fbp
-from invdiff.datasets.htc import noise_level, read_htc
+from invdiff.datasets.htc import LINEARISATION, noise_level, read_htc
 from invdiff.operators.ct import CT
 from invdiff.operators.ct_geometry import FanBeam
 
@@ -239,3 +241,23 @@ def test_real_noise_level_agrees_with_the_repeated_view() -> None:
     sinogram = scipy.io.loadmat(REAL / "htc2022_ta_full.mat", simplify_cells=True)["CtDataFull"]["sinogram"]
     repeated = (sinogram[720] - sinogram[0]).std() / 2**0.5
     assert noise_level(sinogram) == pytest.approx(repeated, rel=0.15)
+
+
+def test_linearised_rays_of_a_uniform_disc_are_proportional_to_its_chords(tmp_path: Path) -> None:
+    """A file made with the beam hardening and the counting noise that the option undoes; air reads 0.015."""
+    degrees, mu, n0 = np.arange(0, 361.0), 0.045, 60000.0
+    beam = replace(geometry(degrees), n_detectors=120, detector_spacing=0.9)
+    x, y = beam.pixel_centres()
+    disc = torch.from_numpy((np.hypot(x, y[:, None]) < 25) * mu).float()[None]
+    line = CT(beam, supersampling=4)(disc)[0].double().numpy()
+    a, b = LINEARISATION
+    p = np.linspace(-0.1, 4, 20001)
+    hard = np.interp(line, p + a * p**2 + b * p**3, p)
+    rng = np.random.default_rng(0)
+    sinogram = hard + np.exp(hard / 2) / math.sqrt(n0) * rng.normal(size=hard.shape) + 0.015
+    path = write(tmp_path / "htc2022_xx_full.mat", sinogram=sinogram, numDetectorsPost=120, pixelSizePost=0.9)
+    options = {"image_shape": (48, 48), "pixel_size": 1.6, "rebin": 1}
+    m = read_htc(path, **options, linearise=True)
+    assert float(m.chi2(disc)) == pytest.approx(1, abs=0.1)
+    assert float(read_htc(path, **options).chi2(disc)) > 100
+    assert float(read_htc(path, **options, linearise=True, model_error=0.1).chi2(disc)) < 0.1

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from invdiff.datasets.phantoms import (
+    AcrylicDiscs,
+    BModePhantoms,
     BrainLike,
     DiscWithHoles,
     RandomEllipses,
@@ -139,3 +141,40 @@ def test_speckle_has_the_backscatter_that_is_stated() -> None:
     assert float(x[b == 0].abs().sum()) == 0
     points = SpeckleCysts(1, (64, 64), n_points=3, n_cysts=0, point=50.0)[0]
     assert int((points == 50).sum()) == 3
+
+
+def test_acrylic_discs_have_two_values_and_the_stated_cupping() -> None:
+    flat, cupped = AcrylicDiscs(30, (64, 64), 1.3, cupping=0.0), AcrylicDiscs(30, (64, 64), 1.3, cupping=0.3)
+    y, x = torch.meshgrid(*[torch.arange(64) - 31.5] * 2, indexing="ij")
+    distance, differ = torch.hypot(x, y) / 32, 0
+    for i in range(30):
+        disc = flat[i][0] / 0.036
+        partial = (disc > 1e-6) & (disc < 1 - 1e-6)
+        assert float(disc.max()) == pytest.approx(1)
+        assert float(partial.float().mean()) < 0.25  # only pixels that an edge crosses
+        assert not disc[distance > 0.88 + 0.05].any()
+        radius = float(distance[disc > 0.5].max())
+        assert 0.75 < radius < 0.9
+        rim = (distance > 0.95 * radius) & (distance < 0.97 * radius)
+        assert bool((disc[rim] > 0.3).all())  # holes do not reach it
+        assert bool((cupped[i][0] <= 0.036 * disc + 1e-6).all())
+        assert bool((cupped[i][0] >= 0.7 * 0.036 * disc - 1e-6).all())
+        differ += int(disc[distance < 0.7].min() < 0.5)
+    assert 15 < differ <= 30  # most have holes
+
+
+def test_b_mode_speckle_is_fully_developed() -> None:
+    """Undo the log compression: where the level is flat the envelope is Rayleigh, mean over deviation 1.91."""
+
+    class Flat(BModePhantoms):
+        def backscatter(self, rng: np.random.Generator) -> np.ndarray:
+            rng.normal()
+            return np.zeros(self.shape)
+
+    ratios = []
+    for i in range(6):
+        grey = Flat(6, (256, 256), dynamic_range=(60.0, 60.0))[i]
+        envelope = 10 ** ((grey / 255 - 1) * 60 / 20)
+        kept = envelope[(grey > 0) & (grey < 255)]
+        ratios.append(float(kept.mean() / kept.std()))
+    assert np.mean(ratios) == pytest.approx(math.sqrt(math.pi / (4 - math.pi)), rel=0.05)

@@ -21,6 +21,7 @@ from invdiff.evaluation import (
     lodopab_psnr_fr,
     lodopab_ssim,
     lodopab_ssim_fr,
+    mcc,
     ms_ssim,
     nmse,
     psnr,
@@ -208,3 +209,12 @@ def test_examples_in_the_documentation_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"invdiff.evaluation.{name}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_mcc_is_the_correlation_of_the_two_indicator_functions() -> None:
+    a, b = rand(20, 20, seed=1) > 0.3, rand(20, 20, seed=2) > 0.6
+    b |= a & (rand(20, 20, seed=3) > 0.5)
+    assert mcc(a, b) == pytest.approx(np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1], rel=1e-12)
+    assert mcc(torch.ones(3, 3, dtype=torch.bool), b[:3, :3]) == 0
+    with pytest.raises(TypeError, match="boolean"):
+        mcc(a.float(), b)

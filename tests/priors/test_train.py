@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,9 @@ import torch
 from typer.testing import CliRunner
 
 from invdiff.cli import app
+from invdiff.datasets.slices import load_slices
 from invdiff.priors import load_prior
+from invdiff.priors.augment import SliceSampler
 from invdiff.priors.denoiser import EDMDenoiser
 from invdiff.priors.train import TrainConfig, edm_loss, train
 
@@ -84,6 +87,59 @@ def test_the_command_trains_stops_and_continues(data: Path) -> None:
     card = (data / "run" / "tiny.md").read_text()
     assert "6 steps of 4 images" in card
     assert "| held out | b.nii.gz |" in card
+
+
+PHANTOMS = """
+modality = "disc"
+[[phantoms]]
+make = "invdiff.datasets.phantoms:AcrylicDiscs"
+n = 3
+[[phantoms]]
+make = "invdiff.datasets.phantoms:AcrylicDiscs"
+n = 2
+seed = 1
+split = "validation"
+[augmentation]
+size = 16
+pixel_size = [4.0, 6.0]
+"""
+
+
+def test_a_prior_from_phantoms_needs_no_files(data: Path) -> None:
+    head, network = TOML.partition("modality")[0], TOML[TOML.index("[network]") :]
+    steps = "n_steps = 2\nbatch_size = 2\n"
+    (data / "disc.toml").write_text(head + steps + PHANTOMS + network)
+    path = train(TrainConfig.read(data / "disc.toml"), data / "disc", device="cpu")
+    assert path is not None
+    info = load_prior(path).info
+    assert info.value_range == (0.0, 1.25)
+    assert info.details["validation"] == "AcrylicDiscs 1"
+    (data / "bad.toml").write_text(head + steps + PHANTOMS.replace("validation", "train") + network)
+    with pytest.raises(ValueError, match="for training and for validation"):
+        TrainConfig.read(data / "bad.toml")
+    (data / "bad.toml").write_text(head + steps + PHANTOMS.replace("AcrylicDiscs", "NoSuch") + network)
+    with pytest.raises(ValueError, match="expected package.module:Class"):
+        train(TrainConfig.read(data / "bad.toml"), data / "bad", device="cpu")
+
+
+def test_a_complex_prior_has_two_channels_in_one_unit(data: Path) -> None:
+    text = TOML.replace("bias = 0.1", "bias = 0.1\nphase = 1.0").replace("[network]", "[network]\nchannels = 2")
+    (data / "complex.toml").write_text(text)
+    config = TrainConfig.read(data / "complex.toml")
+    path = train(config, data / "complex", data=data, device="cpu", bfloat16=True)
+    assert path is not None
+    prior = load_prior(path)
+    assert prior.shape == (2, 16, 16)
+    assert (prior.scale, prior.offset) == (1.2, 0.0)  # no signal is 0 in the model, whatever the phase
+    stacks, value_range = load_slices(data / "complex" / "slices.h5", "train")
+    plain = dataclasses.replace(config.augmentation, phase=0.0)
+    g = [torch.Generator().manual_seed(3) for _ in range(2)]
+    z = SliceSampler(stacks, config.augmentation, value_range)._one(g[0])
+    x = SliceSampler(stacks, plain, value_range)._one(g[1])
+    torch.testing.assert_close(z.square().sum(0).sqrt(), (x[0] + 1) / 2, atol=1e-6, rtol=0)
+    (data / "bad.toml").write_text(TOML.replace("bias = 0.1", "bias = 0.1\nphase = 1.0"))
+    with pytest.raises(ValueError, match="channels = 2, got 1"):
+        TrainConfig.read(data / "bad.toml")
 
 
 def test_slices_keep_orientation_and_values(data: Path) -> None:
