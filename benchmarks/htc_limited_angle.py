@@ -4,7 +4,7 @@
 
 FOLDER holds the training files of the Helsinki Tomography Challenge 2022 (``ct_raw/htc2022_t?_full.mat`` and the
 segmentations that the organisers made from all views). The prior, acrylic-disc-128, has seen phantoms only. Beam
-hardening is undone with the uniform disc's curve; 0.015 is the model error of 128 x 128 pixels. The weight of TV is
+hardening is undone with the uniform disc's curve; 0.01 is taken as the model error of 128 x 128 pixels. The weight of TV is
 chosen on three phantoms, whose rays are simulated with the same views. Images are enlarged to 512 x 512 by
 cubic splines and divided by Otsu's threshold; the score is the challenge's, Matthews correlation. The figure
 shows, for one arc, the probability that a pixel is acrylic, and that the border of a hole or of the disc
@@ -34,7 +34,7 @@ ACRYLIC = 0.045  # 1/mm after linearisation
 def measure(data: Path, disc: str, arc: float) -> Measurement:
     """Views of every half degree; acrylic is 0.96 of ``image_scale``, as in the phantoms."""
     path = data / "ct_raw" / f"htc2022_{disc}_full.mat"
-    return read_htc(path, angles=(0.0, arc), linearise=True, model_error=0.015, image_scale=ACRYLIC / 0.96)
+    return read_htc(path, angles=(0.0, arc), linearise=True, model_error=0.01, image_scale=ACRYLIC / 0.96)
 
 
 def enlarged(x: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ def read_htc(
             becomes that of counts carried through the same map, one weight per ray (a
             :class:`~invdiff.noise.WeightedGaussianNoise`), its level again estimated.
         model_error: standard deviation, in line integrals, of what the model cannot explain, added to the noise in
-            quadrature; on 128 x 128 pixels the edges of the disc and its holes leave about 0.03.
+            quadrature; on 128 x 128 pixels the edges of the disc and its holes leave about 0.01.
 
     Returns:
         Measurement with a :class:`CT` operator with :class:`FanBeam` geometry; ``item`` is the file's name.
