@@ -1,6 +1,6 @@
 """What DAPS and DPS cost per step over the bare network calls that the step must make, at 128 x 128.
 
-    python benchmarks/overhead.py [--rounds 5] [--threads 2] [--full-resolution]
+    python benchmarks/overhead.py [--rounds 5] [--threads 2] [--steps 24] [--full-resolution]
 
 Bare cost: for DAPS ``n_ode`` evaluations of the denoiser, for DPS one evaluation and its backpropagation to the
 input. Both are timed in turn with the algorithm's own steps in the same process; the table shows medians over
@@ -29,7 +29,6 @@ from invdiff.priors import EDMDenoiser, NetworkPrior, Prior
 from invdiff.priors.networks import UNet
 
 SHAPE = (1, 128, 128)
-N_STEPS = 24
 
 
 def problems() -> dict[str, Measurement]:
@@ -45,16 +44,16 @@ def problems() -> dict[str, Measurement]:
     }
 
 
-def bare_daps(prior: Prior, n_ode: int, n_samples: int) -> None:
+def bare_daps(prior: Prior, n_steps: int, n_samples: int) -> None:
     x = torch.randn(n_samples, *SHAPE)
     with torch.no_grad():
-        for _ in range(N_STEPS * n_ode):
+        for _ in range(n_steps):
             prior(x, 1.0)
 
 
-def bare_dps(prior: Prior, n_samples: int) -> None:
+def bare_dps(prior: Prior, n_steps: int, n_samples: int) -> None:
     x = torch.randn(n_samples, *SHAPE)
-    for _ in range(N_STEPS):
+    for _ in range(n_steps):
         v = x.detach().requires_grad_(True)
         torch.autograd.grad(prior(v, 1.0), v, torch.ones_like(v))
 
@@ -70,38 +69,40 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=24, help="levels of DAPS, steps of DPS")
     parser.add_argument("--full-resolution", action="store_true")
     arguments = parser.parse_args()
+    steps = arguments.steps
     torch.set_num_threads(arguments.threads)
     prior, n = load_prior("ct-128"), arguments.samples
     if arguments.full_resolution:
         net = UNet(1, (64, 128, 192), unshuffle=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         prior = NetworkPrior(EDMDenoiser(net), SHAPE, sigma_min=0.002, sigma_max=80.0, info=prior.info)
     print(
-        f"{n} samples, {arguments.threads} threads, {arguments.rounds} rounds of {N_STEPS} steps, "
+        f"{n} samples, {arguments.threads} threads, {arguments.rounds} rounds of {steps} steps, "
         f"torch {torch.__version__}"
     )
     print(f"{'algorithm':<34}{'operator':<16}{'bare ms/step':>14}{'step ms':>10}{'ratio':>8}")
     cases: list[tuple[str, Any, Callable[[], None], list[str]]] = [
         (
             "DAPS, n_ode=1",
-            DAPS(n_anneal=N_STEPS),
-            lambda: bare_daps(prior, 1, n),
+            DAPS(n_anneal=steps),
+            lambda: bare_daps(prior, steps, n),
             ["inpainting", "blur", "CT, 40 views"],
         ),
         (
             "DAPS, n_ode=5",
-            DAPS(n_anneal=N_STEPS, n_ode=5),
-            lambda: bare_daps(prior, 5, n),
+            DAPS(n_anneal=steps, n_ode=5),
+            lambda: bare_daps(prior, 5 * steps, n),
             ["inpainting", "blur", "CT, 40 views"],
         ),
         (
             "DAPS, n_ode=5, 100 Langevin steps",
-            DAPS(n_anneal=N_STEPS, n_ode=5, kernel=Langevin(step_size=1e-4)),
-            lambda: bare_daps(prior, 5, n),
+            DAPS(n_anneal=steps, n_ode=5, kernel=Langevin(step_size=1e-4)),
+            lambda: bare_daps(prior, 5 * steps, n),
             ["inpainting", "blur"],
         ),
-        ("DPS", DPS(n_steps=N_STEPS), lambda: bare_dps(prior, n), ["inpainting", "blur", "CT, 40 views"]),
+        ("DPS", DPS(n_steps=steps), lambda: bare_dps(prior, steps, n), ["inpainting", "blur", "CT, 40 views"]),
     ]
     measurements = problems()
     for title, algorithm, bare, names in cases:
@@ -110,7 +111,7 @@ def main() -> None:
             run = lambda algorithm=algorithm, m=m: algorithm(prior, m, n_samples=n)  # noqa: E731
             run(), bare()
             pairs = [(seconds(bare), seconds(run)) for _ in range(arguments.rounds)]
-            a, b = (statistics.median(p[i] for p in pairs) * 1e3 / N_STEPS for i in (0, 1))
+            a, b = (statistics.median(p[i] for p in pairs) * 1e3 / steps for i in (0, 1))
             ratio = statistics.median(p[1] / p[0] for p in pairs)
             print(f"{title:<34}{name:<16}{a:>14.1f}{b:>10.1f}{ratio:>8.3f}", flush=True)
 
