@@ -4,8 +4,8 @@
 
 FOLDER holds the training files of the Helsinki Tomography Challenge 2022 (``ct_raw/htc2022_t?_full.mat`` and the
 segmentations that the organisers made from all views). The prior, acrylic-disc-128, has seen phantoms only. Beam
-hardening is undone with the uniform disc's curve; 0.01 is taken as the model error of 128 x 128 pixels. The weight of TV is
-chosen on three phantoms, whose rays are simulated with the same views. Images are enlarged to 512 x 512 by
+hardening is undone with the uniform disc's curve; 0.01 is taken as the model error of 128 x 128 pixels. The weight of
+TV is chosen on three phantoms, whose rays are simulated with the same views. Images are enlarged to 512 x 512 by
 cubic splines and divided by Otsu's threshold; the score is the challenge's, Matthews correlation. The figure
 shows, for one arc, the probability that a pixel is acrylic, and that the border of a hole or of the disc
 passes through it: both are shares of the posterior samples.

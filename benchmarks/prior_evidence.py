@@ -114,9 +114,8 @@ def main() -> None:
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--only", nargs="*", default=names, choices=names)
     arguments = parser.parse_args()
-    print(
-        f"{'prior':<24}{'nearest training slice':>26}{'  same, held-out slices':>26}{'spread with 5, 10, 20, 40 levels':>36}"
-    )
+    header = ("nearest training slice", "same, held-out slices", "spread with 5, 10, 20, 40")
+    print(f"{'prior':<24}" + "".join(f"{h:>28}" for h in header))
     for name in arguments.only:
         config = TrainConfig.read(ZOO / f"{name}.toml")
         prior = load_prior(name).fast(bfloat16=True)
