@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from invdiff.priors import EDMDenoiser, LatentPrior, NetworkPrior, PriorInfo, batch_within, load_prior, memory_per_image
+from invdiff.priors import (
+    EDMDenoiser,
+    LatentPrior,
+    NetworkPrior,
+    PriorInfo,
+    batch_within,
+    load_prior,
+    memory_per_image,
+    shipped_priors,
+)
 from invdiff.priors.networks import UNet
 
 from .layouts import randomise
@@ -42,7 +51,7 @@ def loss_of_psnr(prior: NetworkPrior, fast: NetworkPrior) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ct-128", "brain-mri-128"])
+@pytest.mark.parametrize("name", [n for n in shipped_priors() if "latent" not in n])
 def test_bfloat16_loses_less_than_a_twentieth_of_a_decibel(name: str) -> None:
     prior = load_prior(name)
     assert isinstance(prior, NetworkPrior)
