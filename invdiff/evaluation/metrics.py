@@ -249,6 +249,9 @@ def mcc(x: Tensor, reference: Tensor) -> float:
     The score of the Helsinki Tomography Challenge 2022, ``(TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN))``;
     0 where one of the two has a single class.
 
+    Args:
+        x, reference: segmentations of any shape, the same for both.
+
     Raises:
         TypeError: not boolean. ValueError: different shapes.
 
