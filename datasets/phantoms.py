@@ -246,7 +246,7 @@ class AcrylicDiscs(_Phantoms):
         radius: tuple[float, float] = (0.8, 0.88), attenuation: float = 0.036, cupping: float = 0.3,
     ) -> None:  # fmt: skip
         super().__init__(n, (int(shape[0]), int(shape[1])), pixel_size, seed)
-        self.radius, self.attenuation, self.cupping = tuple(radius), attenuation, cupping
+        self.radius, self.attenuation, self.cupping = radius, attenuation, cupping
 
     def __getitem__(self, index: int) -> Tensor:
         rng, k = self.rng(index), 2  # points per pixel and axis
@@ -460,7 +460,7 @@ class BModePhantoms(_Phantoms):
         dynamic_range: tuple[float, float] = (45.0, 70.0),
     ) -> None:  # fmt: skip
         super().__init__(n, (int(shape[0]), int(shape[1])), pixel_size, seed)
-        self.dynamic_range = tuple(dynamic_range)
+        self.dynamic_range = dynamic_range
 
     def backscatter(self, rng: np.random.Generator) -> np.ndarray:
         """Local level in dB, (z, x)."""

@@ -45,7 +45,8 @@ class Modality:
         x = self.relative(volume)
         if self.millimetres:
             return x, pixel_size
-        used = (x > self.value_range[0] + 0.05 * (self.value_range[1] - self.value_range[0])).any(0)
+        lo, hi = self.value_range
+        used = np.any(x > lo + 0.05 * (hi - lo), axis=0)
         rows, columns = (np.flatnonzero(used.any(axis)) for axis in (1, 0))
         return x[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1.0
 

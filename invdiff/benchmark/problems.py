@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,8 @@ def htc_limited_angle(*, path: Path, arc: float = 90.0, start: float = 0.0) -> M
         arc: degrees that are kept.
         start: where they begin.
     """
-    corrected = {"linearise": True, "model_error": 0.01, "image_scale": 0.047}
-    m, full = read_htc(path, angles=(start, start + arc), **corrected), read_htc(path, **corrected)
+    read = partial(read_htc, path, linearise=True, model_error=0.01, image_scale=0.047)
+    m, full = read(angles=(start, start + arc)), read()
     reference = FBP(window="hann")(None, full).mean.clamp(min=0)
     metadata = {**m.metadata, "patient": _stem(path), "reference": "FBP of the full turn"}
     return replace(m, reference=reference, item=f"{_stem(path)}-{start:g}-{arc:g}", metadata=metadata)
