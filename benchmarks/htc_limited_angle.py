@@ -27,15 +27,16 @@ from invdiff.classical import FBP, TV
 from invdiff.datasets import AcrylicDiscs, read_htc
 from invdiff.evaluation import mcc
 
-DISCS, ARCS, WEIGHTS = ("ta", "tb", "tc", "td"), (90.0, 60.0, 40.0), (10.0, 30.0, 100.0, 300.0)
+DISCS, ARCS, WEIGHTS = ("ta", "tb", "tc", "td"), (90.0, 60.0, 40.0), (1.0, 3.0, 10.0, 30.0, 100.0)
 ACRYLIC = 0.045  # 1/mm after linearisation
+PIXEL = 512 / 128 * 0.2 * 410.66 / 553.74  # mm; the segmentations have 512 x 512 pixels of a detector element each
 
 
 def measure(data: Path, disc: str, arc: float) -> Measurement:
     """A view every degree, elements averaged by four; acrylic is 0.96 of ``image_scale``, as in the phantoms."""
     return read_htc(
-        data / "ct_raw" / f"htc2022_{disc}_full.mat", angles=(0.0, arc), views=round(arc) + 1, rebin=4, linearise=True,
-        model_error=0.01, image_scale=ACRYLIC / 0.96,
+        data / "ct_raw" / f"htc2022_{disc}_full.mat", pixel_size=PIXEL, angles=(0.0, arc), views=round(arc) + 1,
+        rebin=4, linearise=True, model_error=0.01, image_scale=ACRYLIC / 0.96,
     )  # fmt: skip
 
 
@@ -58,8 +59,7 @@ def border(mask: torch.Tensor) -> torch.Tensor:
 
 def tune(m: Measurement) -> float:
     """The weight of TV with the best mean score on three phantoms seen through the same views."""
-    size = m.metadata["pixel_size_mm"]
-    phantoms = AcrylicDiscs(3, (128, 128), size, seed=7, attenuation=ACRYLIC, cupping=0.0)
+    phantoms = AcrylicDiscs(3, (128, 128), PIXEL, seed=7, attenuation=ACRYLIC, cupping=0.0)
     scores = {}
     for w in WEIGHTS:
         values = []
