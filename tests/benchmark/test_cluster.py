@@ -247,9 +247,9 @@ def test_a_disk_that_fills_up_under_the_workers(tmp_path: Path, make_plan: Any) 
 
 
 @pytest.mark.slow
-def test_two_thousand_tasks_through_dask_in_bounded_memory(tmp_path: Path) -> None:
+def test_two_thousand_tasks_through_dask_in_bounded_memory() -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "engine_overhead.py"
-    command = [sys.executable, str(script), "--tasks", "2000", "--workers", "2", "--store", str(tmp_path / "s")]
+    command = [sys.executable, str(script), "--only", "nothing", "--tasks", "2000", "--workers", "2"]
     out = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert out.returncode == 0, out.stderr
     values = dict(line.rsplit(": ", 1) for line in out.stdout.splitlines() if ": " in line)

@@ -109,7 +109,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     jupytext = pytest.importorskip("jupytext", reason="the extra 'docs' is not installed")
     docs = tmp_path / "docs"
     shutil.copytree(DOCS, docs, ignore=shutil.ignore_patterns("_build", "_generated", "*.ipynb"))
-    (tmp_path / "benchmarks").symlink_to(DOCS.parent / "benchmarks")
+    for included in ("benchmarks", "invdiff"):
+        (tmp_path / included).symlink_to(DOCS.parent / included)
     for script in (docs / "tutorials").glob("*.py"):  # as notebooks, not executed
         notebook = jupytext.read(script)
         notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
