@@ -1,6 +1,6 @@
 """Limited-angle tomography of real discs: segmentation from 90, 60 and 40 degrees of the turn.
 
-    python benchmarks/htc_limited_angle.py --data FOLDER [--samples 12] [--figure docs/images/htc_limited_angle.png]
+    python benchmarks/htc_limited_angle.py --data FOLDER [--samples 12] [--figure docs/images/htc_limited_angle.jpg]
 
 FOLDER holds the training files of the Helsinki Tomography Challenge 2022 (``ct_raw/htc2022_t?_full.mat`` and the
 segmentations that the organisers made from all views). The prior, acrylic-disc-128, has seen phantoms only. Beam
@@ -109,12 +109,12 @@ def draw(rows: list, arc: float, path: Path) -> None:
 
     titles = ("segmentation of all views", "FBP", "TV", "posterior mean", "P(acrylic)", "P(border)")
     figure, axes = plt.subplots(len(rows), 6, figsize=(12, 2.08 * len(rows) + 0.3), layout="constrained")
-    for line, (disc, *images) in zip(axes, rows, strict=True):
+    for row, (line, (disc, *images)) in enumerate(zip(axes, rows, strict=True)):
         for k, (axis, image, title) in enumerate(zip(line, images, titles, strict=True)):
             top = ACRYLIC * 1.15 if k in (1, 2, 3) else 1.0 if k != 5 else 0.6
             axis.imshow(image, cmap="gray" if k < 4 else "magma" if k == 5 else "viridis", vmin=0, vmax=top)
             axis.set(xticks=[], yticks=[])
-            if line is axes[0]:
+            if row == 0:
                 axis.set_title(title, fontsize=10)
         line[0].set_ylabel(f"{disc}, {arc:g} degrees", fontsize=9)
     figure.savefig(path, dpi=90)
