@@ -46,7 +46,7 @@ def complex_mri(path: Path, z: float, acceleration: float) -> Measurement:
     phase = c[0] + c[1] * u + c[2] * v + c[3] * u * v + c[4] * u * u + c[5] * v * v
     x = torch.cat([x * phase.cos(), x * phase.sin()])
     mask = random_mask(128, acceleration=acceleration, center_fraction=0.08, seed=0)
-    A = MultiCoilMRI(birdcage_maps(8, (128, 128)), mask) @ ViewAsComplex((2, 128, 128))
+    A = MultiCoilMRI(birdcage_maps(8, (128, 128)), mask) @ ViewAsComplex((1, 128, 128))
     return Measurement.simulate(x, A, ComplexGaussianNoise(0.01), seed=0, item=f"{path.name.split('.')[0]}-{z:g}")
 
 
