@@ -115,6 +115,7 @@ def read_htc(
         rebin = max((k for k in divisors if k * at_axis <= pixel_size / 1.5), default=1)
     if rebin < 1 or geometry["n_detectors"] % rebin:
         raise ValueError(f"rebin must divide the {geometry['n_detectors']} detector elements, got {rebin}.")
+    air = float(np.median(np.concatenate([sinogram[:, :AIR], sinogram[:, -AIR:]], axis=1)))
     sinogram = sinogram.reshape(len(sinogram), -1, rebin).mean(-1)
     geometry["n_detectors"] //= rebin
     geometry["detector_spacing"] *= rebin
@@ -124,7 +125,7 @@ def read_htc(
     noise: Noise = GaussianNoise(math.hypot(noise_level(sinogram), model_error))
     if linearise:
         a, b = LINEARISATION
-        y = y - np.median(np.concatenate([sinogram[:, : AIR // rebin], sinogram[:, -(AIR // rebin) :]], axis=1))
+        y = y - air
         sigma = noise_level(sinogram, counts=True) * np.exp(y / 2) * (1 + 2 * a * y + 3 * b * y**2)
         y, noise = (
             y + a * y**2 + b * y**3,

@@ -261,3 +261,5 @@ def test_linearised_rays_of_a_uniform_disc_are_proportional_to_its_chords(tmp_pa
     assert float(m.chi2(disc)) == pytest.approx(1, abs=0.1)
     assert float(read_htc(path, **options).chi2(disc)) > 100
     assert float(read_htc(path, **options, linearise=True, model_error=0.1).chi2(disc)) < 0.1
+    coarse = read_htc(path, **options | {"rebin": 30}, linearise=True)  # elements wider than the air beside the disc
+    assert float(coarse.y.max()) == pytest.approx(float(m.y[:, :, 45:75].mean()), rel=0.15)
