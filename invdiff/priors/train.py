@@ -538,6 +538,6 @@ Denoising of their latents, {score}; "linear" knows mean and variance of each ch
 |---|---|---|---|
 {curve}
 
-A first, small prior: few subjects, or phantoms, and short training. Its posterior samples look plausible before they are
+A first, small prior: few subjects or phantoms, short training. Its posterior samples look plausible before they are
 right; check data fit and calibration on your own data. Not a medical device.
 """
