@@ -218,6 +218,11 @@ class GaussianPrior(GaussianMixturePrior):
     def __init__(self, mean: Tensor, covariance: Covariance, *, name: str = "gaussian", **kwargs: float) -> None:
         super().__init__(mean[None], torch.ones(1), covariance, name=name, **kwargs)  # type: ignore[arg-type]
 
+    def error(self, sigma: float) -> float:
+        """Exactly: the posterior's variance given a noisy image is ``lambda sigma^2 / (lambda + sigma^2)``."""
+        eig = self.covariance.eigenvalues
+        return float((eig * sigma**2 / (eig + sigma**2)).mean().sqrt())
+
 
 class ExactPosterior:
     """``p(x | y)`` of a Gaussian mixture prior, a linear operator and Gaussian noise; a Gaussian mixture again.

@@ -21,6 +21,7 @@ class Augmentation:
         size: pixels per side.
         pixel_size: (smallest, largest) output pixel in mm, log-uniform.
         rotation: largest angle in degrees.
+        n_slices: up to this many adjacent slices are averaged, equally likely numbers: thicker slices.
         gain: intensities are multiplied by exp(U(-gain, gain)).
         gamma: and raised to the power exp(U(-gamma, gamma)).
         remap: probability of a random piecewise linear contrast (0 stays 0), for scanners whose contrast varies.
@@ -32,6 +33,7 @@ class Augmentation:
     size: int = 128
     pixel_size: tuple[float, float] = (1.0, 2.0)
     rotation: float = 15.0
+    n_slices: int = 1
     gain: float = 0.0
     gamma: float = 0.0
     remap: float = 0.0
@@ -73,8 +75,7 @@ class SliceSampler:
         target = math.exp(_uniform(generator, math.log(a.pixel_size[0]), math.log(a.pixel_size[1])))
         target = max(target, 0.8 * levels[0].pixel_size)
         stack = ([s for s in levels if s.pixel_size <= 1.01 * target] or levels[:1])[-1]
-        codes = stack.codes[int(torch.randint(len(stack.codes), (), generator=generator))]
-        image = torch.from_numpy(codes.astype(np.float32)) / 65535
+        image = torch.from_numpy(self._slice(stack.codes, generator)) / 65535
         x = self._warp(image, a.size * target / stack.pixel_size, generator)
         if self.stored[0] == 0:  # intensity changes keep zero (air, no signal) in place
             x = self._intensity(x, generator)
@@ -86,8 +87,19 @@ class SliceSampler:
             return torch.cat([x * phase.cos(), x * phase.sin()])
         return 2 * x - 1
 
+    def _slice(self, codes: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        n = 1
+        if self.augmentation.n_slices > 1:
+            n = min(len(codes), 1 + int(torch.randint(self.augmentation.n_slices, (), generator=generator)))
+        first = int(torch.randint(len(codes) - n + 1, (), generator=generator))
+        return codes[first : first + n].mean(0, dtype=np.float32)
+
     def _warp(self, image: Tensor, field: float, generator: torch.Generator) -> Tensor:
-        """Rotate, flip, zoom to a field of view of ``field`` input pixels, shift within the slice."""
+        """Rotate, flip, zoom to a field of view of ``field`` input pixels, shift within the slice.
+
+        The input's pixels may be half as wide as the output's: each output pixel is the mean of four points, without
+        which fine texture would fold into training images and not be there in images that are averaged over pixels.
+        """
         a, (ny, nx) = self.augmentation, image.shape
         theta = math.radians(_uniform(generator, -a.rotation, a.rotation))
         flip = 1.0 if _uniform(generator, 0, 1) < 0.5 else -1.0
@@ -95,8 +107,8 @@ class SliceSampler:
         cy = _uniform(generator, -1, 1) * (max(0.0, ny - field) / ny + 0.05)
         c, s = math.cos(theta) * field, math.sin(theta) * field
         matrix = torch.tensor([[flip * c / nx, -s / nx, cx], [flip * s / ny, c / ny, cy]])
-        grid = F.affine_grid(matrix[None], [1, 1, a.size, a.size], align_corners=False)
-        return F.grid_sample(image[None, None], grid, align_corners=False, padding_mode="zeros")[0]
+        grid = F.affine_grid(matrix[None], [1, 1, 2 * a.size, 2 * a.size], align_corners=False)
+        return F.avg_pool2d(F.grid_sample(image[None, None], grid, align_corners=False, padding_mode="zeros")[0], 2)
 
     def _intensity(self, x: Tensor, generator: torch.Generator) -> Tensor:
         a = self.augmentation

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,6 +104,26 @@ class Prior:
             )
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
         return self.denoise(x, sigma)
+
+    def error(self, sigma: float) -> float:
+        """How far the denoiser is from the truth at a noise level: root mean square over pixels, model units.
+
+        From the validation curve in ``info.details["denoising_psnr"]`` (held-out images), interpolated and continued
+        in logarithms, never above ``sigma``.
+
+        Raises:
+            ValueError: the prior has no such curve.
+        """
+        curve = self.info.details.get("denoising_psnr", ())
+        if len(curve) < 2:
+            raise ValueError(
+                f"The prior {self.info.name!r} does not say how well it denoises: its info has no validation curve, "
+                f"as 'invdiff train' writes it (details['denoising_psnr'])."
+            )
+        x, y = np.log([(row["sigma"], 2 * 10 ** (-row["prior"] / 20)) for row in curve]).T  # PSNR of a range of 2
+        i = int(np.clip(np.searchsorted(x, math.log(sigma)), 1, len(x) - 1))
+        slope = (y[i] - y[i - 1]) / (x[i] - x[i - 1])
+        return min(sigma, math.exp(y[i] + slope * (math.log(sigma) - x[i])))
 
     @property
     def scale(self) -> float:

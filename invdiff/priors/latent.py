@@ -120,6 +120,9 @@ class LatentPrior(Prior):
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.denoiser.denoise(x, sigma)
 
+    def error(self, sigma: float) -> float:
+        return self.denoiser.error(sigma)
+
     def encode(self, x: Tensor) -> Tensor:
         """Images in model units (batch, \\*image_shape) to latents (batch, \\*shape)."""
         return self._checked(x, self.image_shape, self.encoder, self.shape)

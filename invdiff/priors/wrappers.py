@@ -34,6 +34,9 @@ class Wrapper(Prior):
         )  # fmt: skip
         self.prior = prior
 
+    def error(self, sigma: float) -> float:
+        return self.prior.error(sigma)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.prior!r}, shape={self.shape})"
 

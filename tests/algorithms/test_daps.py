@@ -7,14 +7,16 @@ down here from the paper's algorithm. So DAPS must reproduce its own bias, not t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from invdiff import GaussianNoise, Measurement
 from invdiff.algorithms import DAPS
 from invdiff.algorithms.kernels import Langevin
-from invdiff.operators import Blur, gaussian_psf
-from invdiff.priors import GaussianPrior, StationaryCovariance, karras_sigmas
+from invdiff.operators import Blur, Inpainting, gaussian_psf
+from invdiff.priors import GaussianMixturePrior, GaussianPrior, StationaryCovariance, karras_sigmas
 
 SHAPE = (1, 8, 8)
 F64 = torch.float64
@@ -36,6 +38,8 @@ def recursion(daps: DAPS) -> tuple[torch.Tensor, torch.Tensor]:
     S = [*karras_sigmas(daps.n_anneal, daps.sigma_min, daps.sigma_max).tolist()[:-1], 0.0]
     mean, var = torch.zeros(SHAPE, dtype=F64), torch.full(SHAPE, S[0] ** 2, dtype=F64)
     for i in range(daps.n_anneal):
+        error = float((lam * S[i] ** 2 / (lam + S[i] ** 2)).mean().sqrt())
+        r = S[i] if daps.width is None else min(S[i], daps.width * error)
         s = karras_sigmas(daps.n_ode, daps.sigma_ode, S[i]).tolist()
         G = torch.ones(SHAPE, dtype=F64)
         for a, b in zip(s[:-1], s[1:], strict=True):  # u - mu shrinks by a factor per Euler step
@@ -44,17 +48,17 @@ def recursion(daps: DAPS) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(daps.kernel, Langevin):
             k = daps.kernel
             eta = k.step_size * (1 + i / (daps.n_anneal + 1) * (k.step_decay - 1))
-            P = 1 / S[i] ** 2 + h**2 / SIGMA**2
-            b_mean, b_gain = h * y / SIGMA**2, 1 / S[i] ** 2
+            P = 1 / r**2 + h**2 / SIGMA**2
+            b_mean, b_gain = h * y / SIGMA**2, 1 / r**2
             x_mean, gain, noise = m_mean, torch.ones_like(G), torch.zeros_like(G)
-            for _ in range(k.n_steps):  # x <- (1 - eta P) x + eta (m / S^2 + h y / sigma^2) + sqrt(2 eta) z
+            for _ in range(k.n_steps):  # x <- (1 - eta P) x + eta (m / r^2 + h y / sigma^2) + sqrt(2 eta) z
                 x_mean = (1 - eta * P) * x_mean + eta * (b_gain * m_mean + b_mean)
                 gain = (1 - eta * P) * gain + eta * b_gain
                 noise = (1 - eta * P) ** 2 * noise + 2 * eta
             mean, var = x_mean, gain**2 * m_var + noise
         else:
-            P = 1 / S[i] ** 2 + h**2 / SIGMA**2
-            mean, var = (m_mean / S[i] ** 2 + h * y / SIGMA**2) / P, (1 / S[i] ** 2 / P) ** 2 * m_var + 1 / P
+            P = 1 / r**2 + h**2 / SIGMA**2
+            mean, var = (m_mean / r**2 + h * y / SIGMA**2) / P, (1 / r**2 / P) ** 2 * m_var + 1 / P
         var = var + S[i + 1] ** 2
     return mean, var
 
@@ -64,8 +68,9 @@ def recursion(daps: DAPS) -> tuple[torch.Tensor, torch.Tensor]:
     [
         DAPS(n_anneal=15, n_ode=3),
         DAPS(n_anneal=10, n_ode=2, sigma_max=20.0, kernel=Langevin(n_steps=8, step_size=2e-4, step_decay=0.5)),
+        DAPS(n_anneal=15, width=1.5),
     ],
-    ids=["conditional", "langevin"],
+    ids=["conditional", "langevin", "width"],
 )
 def test_daps_follows_its_exactly_known_law(daps: DAPS) -> None:
     n = 4000
@@ -89,6 +94,31 @@ def test_daps_is_over_dispersed_where_the_data_are_silent() -> None:
     assert 1.5 < float((five / exact)[blind].mean()) < 2.0
     assert 1.05 < float((one / exact)[blind].mean()) < 1.25
     assert float((one / exact).min()) > 0.9
+
+
+def test_the_width_of_the_denoiser_s_error_makes_it_exact_for_white_images() -> None:
+    # pixels N(mean, 0.3^2), independent: p(x0 | x_t) is the Gaussian around D(x_t) that DAPS assumes if width = 1
+    mean, s2 = torch.full(SHAPE, 0.2, dtype=F64), 0.3**2
+    prior = GaussianPrior(mean, StationaryCovariance(torch.full(SHAPE, s2, dtype=F64)), dtype=F64)
+    seen = torch.zeros(SHAPE, dtype=torch.bool)
+    seen[..., ::2] = True
+    m = Measurement(torch.where(seen, 0.7, 0.0).double(), Inpainting(seen).to(dtype=F64), GaussianNoise(0.2))
+    n, exact = 4000, prior.posterior(m)
+    daps = DAPS(n_anneal=40, sigma_min=2e-3, sigma_ode=1e-3, width=1.0)
+    p = daps(prior, m, n_samples=n)
+
+    def bias(mean: torch.Tensor) -> float:
+        return float(((mean - exact.mean) / exact.std()).abs().max()) * n**0.5  # in standard errors
+
+    assert bias(p.mean) < 4.5
+    assert float((p.std / exact.std() - 1).abs().max()) < 4.5 / (2 * n) ** 0.5
+    assert bias(replace(daps, width=None)(prior, m, n_samples=n).mean) > 4.5  # the paper's width trusts the data more
+
+
+def test_a_width_needs_a_prior_that_knows_its_error() -> None:
+    two = GaussianMixturePrior(torch.stack([MEAN, -MEAN]), torch.ones(2), COVARIANCE, dtype=F64)
+    with pytest.raises(ValueError, match="does not say how well it denoises"):
+        DAPS(width=2.0)(two, M)
 
 
 def test_costs_what_it_says() -> None:
@@ -123,5 +153,7 @@ def test_the_released_tau_is_a_likelihood_of_half_the_variance() -> None:
 def test_wrong_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match="n_anneal must be positive"):
         DAPS(n_anneal=0)
+    with pytest.raises(ValueError, match="width must be positive"):
+        DAPS(width=-1.0)
     with pytest.raises(ValueError, match="sigma_ode < sigma_min"):
         DAPS(sigma_min=0.001)

@@ -8,6 +8,7 @@ from invdiff import GaussianNoise, Measurement
 from invdiff.noise import ComplexGaussianNoise
 from invdiff.operators import Identity, RealAsComplex
 from invdiff.priors import (
+    ClippedSigma,
     DDPMDenoiser,
     DiscreteSchedule,
     EDMDenoiser,
@@ -121,3 +122,25 @@ def test_wrong_images_are_refused() -> None:
         prior()(torch.zeros(1, 8, 8), 1.0)
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
         GaussianPrior(torch.zeros(SHAPE), StationaryCovariance.power_law(SHAPE), sigma_min=2.0, sigma_max=1.0)
+
+
+def test_the_error_follows_the_validation_curve() -> None:
+    rows = [{"sigma": s, "prior": p} for s, p in ((0.1, 40.0), (0.4, 30.0), (1.6, 24.0))]
+    info = PriorInfo(name="told", details={"denoising_psnr": rows})
+    prior = NetworkPrior(EDMDenoiser(nn.Identity()), (1, 4, 4), sigma_min=0.01, sigma_max=10.0, info=info)
+    for row in rows:
+        assert prior.error(row["sigma"]) == pytest.approx(2 * 10 ** (-row["prior"] / 20))
+    assert prior.error(0.2) == pytest.approx(2 * 10 ** (-35 / 20))  # half way in both logarithms
+    assert prior.error(6.4) == pytest.approx(2 * 10 ** (-18 / 20))  # the last slope goes on
+    assert prior.error(1e-6) == 1e-6  # doing nothing is never worse
+    assert ClippedSigma(prior, sigma_max=5.0).error(0.4) == prior.error(0.4)
+    silent = NetworkPrior(prior.module, (1, 4, 4), sigma_min=0.01, sigma_max=10.0, info=PriorInfo(name="silent"))
+    with pytest.raises(ValueError, match="'silent' does not say how well it denoises"):
+        silent.error(0.1)
+
+
+def test_the_error_of_a_gaussian_prior_is_that_of_its_denoiser() -> None:
+    prior = GaussianPrior(torch.zeros(1, 8, 8), StationaryCovariance.power_law((1, 8, 8), std=0.5))
+    x0 = prior.sample(4000, seed=0)
+    x = x0 + 0.3 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    assert float((prior(x, 0.3) - x0).square().mean().sqrt()) == pytest.approx(prior.error(0.3), rel=0.01)

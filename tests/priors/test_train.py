@@ -13,9 +13,9 @@ import torch
 from typer.testing import CliRunner
 
 from invdiff.cli import app
-from invdiff.datasets.slices import load_slices
+from invdiff.datasets.slices import Stack, load_slices
 from invdiff.priors import load_prior
-from invdiff.priors.augment import SliceSampler
+from invdiff.priors.augment import Augmentation, SliceSampler
 from invdiff.priors.denoiser import EDMDenoiser
 from invdiff.priors.train import TrainConfig, edm_loss, train
 
@@ -140,6 +140,21 @@ def test_a_complex_prior_has_two_channels_in_one_unit(data: Path) -> None:
     (data / "bad.toml").write_text(TOML.replace("bias = 0.1", "bias = 0.1\nphase = 1.0"))
     with pytest.raises(ValueError, match="channels = 2, got 1"):
         TrainConfig.read(data / "bad.toml")
+
+
+def test_training_images_are_means_over_their_pixels_and_over_neighbouring_slices() -> None:
+    # a checkerboard of single stored pixels, seen with pixels twice as wide, is flat; slices of 0, 1/3, 2/3, 1
+    board = (np.indices((64, 64)).sum(0) % 2).astype(np.float32)
+    codes = np.stack([(65535 * board * k / 3).round().astype(np.uint16) for k in range(4)])
+    plain = Augmentation(size=16, pixel_size=(2.0, 2.0), rotation=0.0)
+    stack, g = [Stack("a", codes, 1.0)], torch.Generator().manual_seed(0)
+    one = SliceSampler(stack, plain, (0.0, 1.0)).batch(64, g)[..., 3:-3, 3:-3]  # without what lies beyond the slice
+    level = one.mean((1, 2, 3))
+    assert float((one - level[:, None, None, None]).abs().max()) < 0.02
+    assert {round(3 * (v + 1), 1) for v in level.tolist()} == {0.0, 1.0, 2.0, 3.0}  # half the maximum, in [-1, 1]
+    thick = SliceSampler(stack, dataclasses.replace(plain, n_slices=2), (0.0, 1.0)).batch(256, g)
+    thick = thick[..., 3:-3, 3:-3].mean((1, 2, 3))
+    assert {round(6 * (v + 1)) for v in thick.tolist()} == {0, 1, 2, 3, 4, 5, 6}
 
 
 def test_slices_keep_orientation_and_values(data: Path) -> None:
