@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from invdiff import ComplexGaussianNoise, GaussianNoise, Measurement, load_prior
@@ -150,7 +151,7 @@ def run(s: Setting, data: Path, n: int, n_anneal: int) -> None:
                 float(inside[body].float().mean()), p.seconds,
             )
         )  # fmt: skip
-    columns = [(statistics.mean(c), statistics.pstdev(c)) for c in zip(*rows, strict=True)]
+    columns = [(float(np.mean(c)), float(np.std(c))) for c in zip(*rows, strict=True)]
     cells = [
         f"{a:.2f} ({b:.2f})" if i in (1, 3, 5, 9, 10) else f"{a:.1f} ({b:.1f})" for i, (a, b) in enumerate(columns)
     ]

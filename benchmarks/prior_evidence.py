@@ -9,7 +9,9 @@ Per prior:
 * Memorisation: the largest normalised correlation of each sample with any training slice over all shifts, 24
   turns, mirror images and 3 sizes, at 48 x 48 pixels; for comparison the same of held-out slices, which cannot
   have been memorised. A prior that copies has samples far above the held-out slices. Phantoms: 300 of each set.
-* Spread: the standard deviation of the samples' pixels over 128 samples (64 with 40 levels) drawn in 5, 10, 20 and 40
+* Sizes: how much worse held-out images are denoised at another size than at 128 x 128, in dB at sigma 0.2: at 96, the
+  middle of an image cut out before or after; at 192 and 256, the whole image against tiles of 128.
+* Spread: the standard deviation of the samples' pixels over 64 samples drawn in 5, 10, 20 and 40
   levels, over that of the training images (augmented as in training). 1 is right; few levels lose variance.
 """
 
@@ -28,8 +30,8 @@ from torch import Tensor
 
 from invdiff import load_prior
 from invdiff.algorithms.solvers import sample_prior
-from invdiff.datasets.slices import MODALITIES, build_slices, load_slices
-from invdiff.priors import NetworkPrior
+from invdiff.datasets.slices import MODALITIES, Stack, build_slices, load_slices
+from invdiff.priors import NetworkPrior, Tiled
 from invdiff.priors.augment import SliceSampler
 from invdiff.priors.train import TrainConfig
 from invdiff.storage import atomic_path
@@ -38,8 +40,11 @@ ZOO = Path(__file__).parents[1] / "invdiff" / "priors" / "zoo"
 SIDE, TURNS, SIZES = 48, 24, (0.85, 1.0, 1.18)
 
 
-def images(config: TrainConfig, data: Path, split: str, n: int) -> tuple[Tensor, Tensor]:
-    """Slices of a split, whole and upright, (n, 1, SIDE, SIDE), and training images as the network saw them."""
+Stacks = tuple[list[Stack], tuple[float, float]]
+
+
+def stacks_of(config: TrainConfig, data: Path) -> tuple[Stacks, Stacks]:
+    """Training and validation slices."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slices.h5"
         made = {p.name: dataclasses.replace(p, n=min(p.n, 300)).images() for p in config.phantoms}
@@ -48,19 +53,39 @@ def images(config: TrainConfig, data: Path, split: str, n: int) -> tuple[Tensor,
             coarsest=config.augmentation.pixel_size[1],
             phantoms={p.name: (p.split, made[p.name], made[p.name].pixel_size) for p in config.phantoms},
         )  # fmt: skip
-        stacks, value_range = load_slices(path, split)
-    augmented = SliceSampler(stacks, config.augmentation, value_range).batch(n, torch.Generator().manual_seed(5))
-    whole = []
+        return load_slices(path, "train"), load_slices(path, "validation")
+
+
+def whole(stacks: list[Stack], config: TrainConfig) -> Tensor:
+    """Slices, upright, with the field of view of a sample, (n, 1, SIDE, SIDE)."""
+    images = []
     middle = math.sqrt(math.prod(config.augmentation.pixel_size))
     for name in sorted({s.volume for s in stacks}):
         s = max((s for s in stacks if s.volume == name), key=lambda s: s.pixel_size)
         x = torch.from_numpy(s.codes.astype(np.float32))[:, None] / 65535
-        side = round(128 * middle / s.pixel_size)  # the field of view of a sample
+        side = round(128 * middle / s.pixel_size)
         pad = [max(0, side - m) for m in reversed(x.shape[-2:])]
         x = F.pad(x, (pad[0] // 2, pad[0] - pad[0] // 2, pad[1] // 2, pad[1] - pad[1] // 2))
         top, left = ((m - side) // 2 for m in x.shape[-2:])
-        whole.append(F.interpolate(x[..., top : top + side, left : left + side], (SIDE, SIDE), mode="area"))
-    return torch.cat(whole), augmented
+        images.append(F.interpolate(x[..., top : top + side, left : left + side], (SIDE, SIDE), mode="area"))
+    return torch.cat(images)
+
+
+def size_loss(prior: NetworkPrior, held_out: Stacks, config: TrainConfig, side: int, sigma: float = 0.2) -> float:
+    """See above; positive is a loss."""
+    g = torch.Generator().manual_seed(1)
+    n, shape = max(side, 128), (prior.shape[0], side, side)
+    plain = dataclasses.replace(config.augmentation, size=n, rotation=0.0, gain=0.0, gamma=0.0, remap=0.0, bias=0.0)
+    x0 = SliceSampler(held_out[0], plain, held_out[1]).batch(12, g)
+    x = x0 + sigma * torch.randn(x0.shape, generator=g)
+    at_size = prior.sized(side, side)
+    if side < 128:
+        cut = slice((128 - side) // 2, (128 + side) // 2)
+        usual, x0 = prior(x, sigma)[..., cut, cut], x0[..., cut, cut]
+        ours = at_size(x[..., cut, cut], sigma)
+    else:
+        usual, ours = Tiled(prior, shape)(x, sigma), at_size(x, sigma)
+    return float(10 * ((ours - x0).square().mean((1, 2, 3)) / (usual - x0).square().mean((1, 2, 3))).log10().mean())
 
 
 def turned(x: Tensor) -> Tensor:
@@ -94,7 +119,7 @@ def nearest(x: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
 
 def drawn(prior: NetworkPrior, n_steps: int) -> Tensor:
     """Unconditional samples in model units."""
-    p = sample_prior(prior, 128 if n_steps < 40 else 64, n_steps=n_steps)
+    p = sample_prior(prior, 64, n_steps=n_steps)
     return (p.samples - prior.offset) / prior.scale
 
 
@@ -114,13 +139,14 @@ def main() -> None:
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--only", nargs="*", default=names, choices=names)
     arguments = parser.parse_args()
-    header = ("nearest training slice", "same, held-out slices", "spread with 5, 10, 20, 40")
+    header = ("nearest training slice", "same, held-out slices", "loss at 96, 192, 256", "spread with 5, 10, 20, 40")
     print(f"{'prior':<24}" + "".join(f"{h:>28}" for h in header))
     for name in arguments.only:
         config = TrainConfig.read(ZOO / f"{name}.toml")
         prior = load_prior(name).fast(bfloat16=True)
-        training, seen = images(config, arguments.data, "train", 128)
-        held_out, _ = images(config, arguments.data, "validation", 1)
+        train, validation = stacks_of(config, arguments.data)
+        training, held_out = whole(train[0], config), whole(validation[0], config)
+        seen = SliceSampler(train[0], config.augmentation, train[1]).batch(128, torch.Generator().manual_seed(5))
         draws = {n: drawn(prior, n) for n in (5, 10, 20, 40)}
         spread = [float((u.var(0).mean() / seen.var(0).mean()).sqrt()) for u in draws.values()]
         x = magnitude(draws[20][:16], prior)
@@ -128,6 +154,7 @@ def main() -> None:
         r, match = nearest(small, training)
         q, _ = nearest(held_out[:: max(1, len(held_out) // 16)][:16], training)
         text = [f"{t.median():.3f} (largest {t.max():.3f})" for t in (r, q)]
+        text.append("  ".join(f"{size_loss(prior, validation, config, side):.2f}" for side in (96, 192, 256)))
         text.append("  ".join(f"{v:.2f}" for v in spread))
         print(f"{name:<24}" + "".join(f"{t:>28}" for t in text), flush=True)
         if arguments.figures:

@@ -46,18 +46,18 @@ def measured(*, path: Path, **options: Any) -> Measurement:
     return m
 
 
-def slice_of(path: Path, modality: str, z: float, pixel_size: float) -> torch.Tensor:
-    """One axial slice of a NIfTI volume in relative units, (1, 128, 128) with pixels of ``pixel_size`` mm, at the
+def slice_of(path: Path, modality: str, z: float, pixel_size: float, size: int = 128) -> torch.Tensor:
+    """One axial slice of a NIfTI volume in relative units, (1, size, size) with pixels of ``pixel_size`` mm, at the
     height ``z`` (0 the lowest slice, 1 the highest)."""
-    volume, size = axial_slices(path)
+    volume, stored = axial_slices(path)
     x = torch.from_numpy(MODALITIES[modality].relative(volume))
     image = x[round(z * (len(x) - 1))]
-    shape = [round(side * size / pixel_size) for side in image.shape]
+    shape = [round(side * stored / pixel_size) for side in image.shape]
     image = F.interpolate(image[None, None], shape, mode="area")[0]
-    pad = [max(0, 128 - side) for side in reversed(shape)]
+    pad = [max(0, size - side) for side in reversed(shape)]
     image = F.pad(image, (pad[0] // 2, pad[0] - pad[0] // 2, pad[1] // 2, pad[1] - pad[1] // 2))
-    top, left = ((side - 128) // 2 for side in image.shape[1:])
-    return image[:, top : top + 128, left : left + 128].contiguous()
+    top, left = ((side - size) // 2 for side in image.shape[1:])
+    return image[:, top : top + size, left : left + size].contiguous()
 
 
 def _stem(path: Path) -> str:
@@ -65,8 +65,9 @@ def _stem(path: Path) -> str:
 
 
 def ct_slice(
-    *, path: Path, z: float = 0.5, pixel_size: float = 3.2, n_views: int = 40, n_photons: float = 2e4, seed: int = 0
-) -> Measurement:
+    *, path: Path, z: float = 0.5, pixel_size: float = 3.2, n_views: int = 40, n_photons: float = 2e4, size: int = 128,
+    seed: int = 0,
+) -> Measurement:  # fmt: skip
     """Parallel-beam CT of a slice of a CT volume in HU (NIfTI), image in 1/mm.
 
     Simulated on a grid three times finer with twelve rays per detector; counts are Poisson.
@@ -74,16 +75,17 @@ def ct_slice(
     Args:
         path: the volume; one file is one patient.
         z: height of the slice, 0 to 1.
-        pixel_size: of the 128 x 128 image, mm.
+        pixel_size: of the image, mm.
         n_views: over 180 degrees.
         n_photons: mean count of an unattenuated ray.
+        size: pixels per side of the image.
         seed: of the noise.
     """
-    x = MU_WATER * slice_of(path, "ct", z, pixel_size)
-    geometry = ParallelBeam.covering((128, 128), pixel_size, n_views)
+    x = MU_WATER * slice_of(path, "ct", z, pixel_size, size)
+    geometry = ParallelBeam.covering((size, size), pixel_size, n_views)
     fine = ParallelBeam(
-        image_shape=(384, 384), pixel_size=pixel_size / 3, angles=geometry.angles, n_detectors=geometry.n_detectors,
-        detector_spacing=geometry.detector_spacing,
+        image_shape=(3 * size, 3 * size), pixel_size=pixel_size / 3, angles=geometry.angles,
+        n_detectors=geometry.n_detectors, detector_spacing=geometry.detector_spacing,
     )  # fmt: skip
     noise = PoissonLogNoise(n_photons)
     line_integrals = CT(fine, supersampling=12)(x.repeat_interleave(3, 1).repeat_interleave(3, 2))

@@ -236,10 +236,37 @@ class NetworkPrior(Prior):
             read_in_float32(self.module)
         return self._with(self.module, bfloat16=bfloat16, compiled=compiled)
 
-    def _with(self, module: nn.Module, *, bfloat16: bool, compiled: bool) -> NetworkPrior:
+    def sized(self, *sides: int) -> NetworkPrior:
+        """The same network for images of another size, ``sides``, at the pixel sizes of its training.
+
+        For convolutional networks, such as the shipped ones; ``benchmarks/prior_evidence.py`` measures what it costs.
+        Networks with attention or fixed positions run at the size of their training: use
+        :class:`~invdiff.priors.Tiled`.
+
+        Raises:
+            ValueError: the network cannot take that size.
+        """
+        shape = (self.shape[0], *sides)
+        try:
+            with torch.no_grad():
+                out = self.module(
+                    torch.zeros(1, *shape, dtype=self.dtype, device=self.device), torch.ones(1).to(self.device)
+                )
+            if tuple(out.shape[1:]) != shape:
+                raise RuntimeError(f"it gives {tuple(out.shape[1:])}")
+        except RuntimeError as error:
+            raise ValueError(
+                f"The network of {self.info.name!r} does not work on images {shape}: {error}. Sides that are multiples "
+                f"of 16 suit most."
+            ) from None
+        return self._with(self.module, bfloat16=self.bfloat16, compiled=self.compiled, shape=shape)
+
+    def _with(
+        self, module: nn.Module, *, bfloat16: bool, compiled: bool, shape: tuple[int, ...] | None = None
+    ) -> NetworkPrior:
         return NetworkPrior(
-            module, self.shape, sigma_min=self.sigma_min, sigma_max=self.sigma_max, info=self.info, bfloat16=bfloat16,
-            compiled=compiled,
+            module, shape or self.shape, sigma_min=self.sigma_min, sigma_max=self.sigma_max, info=self.info,
+            bfloat16=bfloat16, compiled=compiled,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from invdiff import GaussianNoise, Measurement
+from invdiff import GaussianNoise, Measurement, load_prior
 from invdiff.noise import ComplexGaussianNoise
 from invdiff.operators import Identity, RealAsComplex
 from invdiff.priors import (
@@ -144,3 +144,16 @@ def test_the_error_of_a_gaussian_prior_is_that_of_its_denoiser() -> None:
     x0 = prior.sample(4000, seed=0)
     x = x0 + 0.3 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     assert float((prior(x, 0.3) - x0).square().mean().sqrt()) == pytest.approx(prior.error(0.3), rel=0.01)
+
+
+def test_a_convolutional_prior_works_at_other_sizes() -> None:
+    prior = load_prior("ct-128")
+    wide = prior.sized(96, 160)
+    assert wide.shape == (1, 96, 160)
+    # what is far from the new border is denoised as before
+    x = torch.nn.functional.interpolate(torch.linspace(-1, 1, 12).reshape(1, 1, 3, 4), (96, 160))
+    x = x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    a, b = wide(x, 0.05)[..., 32:64, 48:112], prior.sized(96, 128)(x[..., :128].contiguous(), 0.05)[..., 32:64, 48:112]
+    assert float((a - b).square().mean().sqrt()) < 0.2 * prior.error(0.05)
+    with pytest.raises(ValueError, match="does not work on images .1, 100, 100."):
+        prior.sized(100, 100)
