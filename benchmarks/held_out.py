@@ -1,6 +1,6 @@
 """How good and how calibrated DAPS is with the shipped priors, on slices of patients they were not trained on.
 
-    python benchmarks/held_out.py --data FOLDER [--slices 10] [--only NAME ...]
+    python benchmarks/held_out.py --data FOLDER [--slices 10] [--width 2] [--on-tuning] [--only NAME ...]
 
 FOLDER holds the volumes that the priors' configurations name as validation data. CT: parallel beam, 30 views,
 2e4 photons, pixels of 3.2 mm, simulated on a three times finer grid. MRI: 8 birdcage coils, random columns, noise 0.01
@@ -129,16 +129,16 @@ def quality(x: torch.Tensor, m: Measurement) -> tuple[float, float]:
     return psnr(x, truth, data_range=data_range), ssim(x, truth, data_range=data_range)
 
 
-def run(s: Setting, data: Path, n: int, n_anneal: int) -> None:
+def run(s: Setting, data: Path, n: int, daps: DAPS, on_tuning: bool) -> None:
     test, tuning = places(s.volumes, data, n)
     scores = {w: statistics.mean(quality(s.tuned(w)(m), m)[0] for m in [s.make(*t) for t in tuning]) for w in s.weights}
     weight = max(scores, key=scores.__getitem__)
     prior, rows = load_prior(s.prior).fast(bfloat16=True), []
-    for path, z in test:
+    for path, z in tuning if on_tuning else test:
         m = s.make(path, z)
         truth = m.reference
         assert truth is not None
-        p = DAPS(n_anneal=n_anneal, width=2.0)(prior, m, n_samples=N_SAMPLES)
+        p = daps(prior, m, n_samples=N_SAMPLES)
         body = truth.norm(dim=0, keepdim=True).expand_as(truth) > 0.1 * m.image_scale
         plain = quality(s.plain(m), m) if s.plain else (math.nan, math.nan)
         tuned, mean = quality(s.tuned(weight)(m), m), quality(p.mean, m)
@@ -159,7 +159,8 @@ def run(s: Setting, data: Path, n: int, n_anneal: int) -> None:
         "FBP" if s.prior.startswith("ct") else "CG-SENSE", "", f"{s.tuned_name} ({weight:g})", "", "posterior mean", "",
         "gain over the better", "one sample", "chi2", "spread/skill", "coverage", "seconds",
     ]  # fmt: skip
-    print(f"{s.title}; prior {s.prior}; {len(rows)} slices; {N_SAMPLES} samples, {n_anneal} levels")
+    settings = f"{N_SAMPLES} samples, {daps.n_anneal} levels, width={daps.width}"
+    print(f"{s.title}; prior {s.prior}; {len(rows)} slices; {settings}")
     for i in (0, 2, 4):
         if not math.isnan(columns[i][0]):
             print(f"  {names[i]:<22}{cells[i]:>14} dB   SSIM {cells[i + 1]}")
@@ -171,10 +172,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--slices", type=int, default=10)
     parser.add_argument("--n-anneal", type=int, default=50)
+    parser.add_argument("--width", type=float, default=2.0, help="of DAPS; 0: the paper's")
+    parser.add_argument("--on-tuning", action="store_true", help="the two slices that the weights are chosen on")
     parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     arguments = parser.parse_args()
+    daps = DAPS(n_anneal=arguments.n_anneal, width=arguments.width or None)
     for name in arguments.only:
-        run(SETTINGS[name], arguments.data, arguments.slices, arguments.n_anneal)
+        run(SETTINGS[name], arguments.data, arguments.slices, daps, arguments.on_tuning)
 
 
 if __name__ == "__main__":

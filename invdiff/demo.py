@@ -56,7 +56,7 @@ PROBLEMS = (
     ),
 )  # fmt: skip
 
-ALGORITHM = DAPS(n_anneal=150)
+ALGORITHM = DAPS(n_anneal=150, width=2.0)
 
 
 def run_demo(out: Path, *, n_samples: int, seed: int, progress: Callable[[str], Callable[..., None]]) -> list[Score]:

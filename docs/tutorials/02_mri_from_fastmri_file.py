@@ -57,7 +57,7 @@ from invdiff.progress import progress_bar
 
 sense = CGSense()(None, measurement)
 prior = load_prior("brain-mri-128")
-posterior = DAPS(n_anneal=50)(prior, measurement, n_samples=8, seed=0, callback=progress_bar())
+posterior = DAPS(n_anneal=50, width=2.0)(prior, measurement, n_samples=8, seed=0, callback=progress_bar())
 truth = measurement.reference
 span = float(truth.max() - truth.min())
 for name, image in (("CG-SENSE", sense.mean), ("posterior mean", posterior.mean)):

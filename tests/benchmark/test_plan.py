@@ -6,14 +6,17 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
+import torch
 
 from invdiff.algorithms import ALGORITHMS
 from invdiff.algorithms.configure import configure
 from invdiff.benchmark import Store, run
 from invdiff.benchmark.engine import tasks
 from invdiff.benchmark.plan import Plan, TaskSpec, full_parameters
-from invdiff.benchmark.problems import PROBLEMS
+from invdiff.benchmark.problems import PROBLEMS, ct_slice
 from invdiff.benchmark.report import write_report
 from invdiff.classical import CLASSICAL
 
@@ -218,3 +221,11 @@ def test_problems_give_measurements_that_their_truth_explains(name: str, argumen
     assert 0.7 < float(m.chi2(m.reference)) < 1.3
     assert 0 <= float(m.reference.min()) < 0.2
     assert 0.7 < float(m.reference.max()) <= 1
+
+
+def test_a_larger_slice_of_a_volume_holds_the_smaller_one(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(-1000, 1500, (80, 90, 5)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(x, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / "a.nii.gz")
+    small, large = (ct_slice(path=tmp_path / "a.nii.gz", pixel_size=2.0, n_views=4, size=n) for n in (32, 64))
+    torch.testing.assert_close(small.reference, large.reference[:, 16:48, 16:48])
+    assert large.A.in_shape == (1, 64, 64)
