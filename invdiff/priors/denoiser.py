@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from invdiff.measurement import Measurement
 from invdiff.priors.schedules import ContinuousVP, DiscreteSchedule, NoiseVariance
+
+VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # levels of the validation curve, model units (range 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class Prior:
         """How far the denoiser is from the truth at a noise level: root mean square over pixels, model units.
 
         From the validation curve in ``info.details["denoising_psnr"]`` (held-out images), interpolated and continued
-        in logarithms, never above ``sigma``.
+        in logarithms, never above ``sigma``. :meth:`NetworkPrior.validated` measures such a curve.
 
         Raises:
             ValueError: the prior has no such curve.
@@ -118,7 +120,7 @@ class Prior:
         if len(curve) < 2:
             raise ValueError(
                 f"The prior {self.info.name!r} does not say how well it denoises: its info has no validation curve, "
-                f"as 'invdiff train' writes it (details['denoising_psnr'])."
+                f"as 'invdiff train' writes it; prior.validated(images) measures one."
             )
         x, y = np.log([(row["sigma"], 2 * 10 ** (-row["prior"] / 20)) for row in curve]).T  # PSNR of a range of 2
         i = int(np.clip(np.searchsorted(x, math.log(sigma)), 1, len(x) - 1))
@@ -149,8 +151,8 @@ class Prior:
             what = "channels" if A.in_shape[0] != self.shape[0] else "size"
             raise ValueError(
                 f"Prior and measurement differ in image {what}: the prior {self.info.name!r} makes images of shape "
-                f"{self.shape}, the operator takes {A.in_shape}. Choose another prior, or build the operator on a "
-                f"grid of the prior's size."
+                f"{self.shape}, the operator takes {A.in_shape}. Choose another prior, build the operator on a "
+                f"grid of the prior's size, or, if the network is convolutional, use prior.sized(...)."
             )
         if A.dtype != self.dtype or A.device.type != self.device.type:
             raise ValueError(
@@ -236,6 +238,32 @@ class NetworkPrior(Prior):
             read_in_float32(self.module)
         return self._with(self.module, bfloat16=bfloat16, compiled=compiled)
 
+    def validated(self, images: Tensor, *, sigmas: Sequence[float] = VALIDATION_SIGMAS, seed: int = 0) -> NetworkPrior:
+        """The same prior with the validation curve of these images, which :meth:`error` reads.
+
+        For published checkpoints, which come without one.
+
+        Args:
+            images: clean, not of its training, (n, channel, y, x), model units; a few dozen suffice.
+            sigmas: levels of the curve, two or more.
+            seed: of the noise.
+        """
+        if tuple(images.shape[1:]) != self.shape or len(sigmas) < 2:
+            raise ValueError(
+                f"Expected images (n, {', '.join(map(str, self.shape))}) and two levels or more, got "
+                f"{tuple(images.shape)} and {len(sigmas)}."
+            )
+        generator, curve = torch.Generator().manual_seed(seed), []
+        for sigma in sigmas:
+            noise = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images)
+            with torch.no_grad():
+                pairs = zip(images, noise, strict=True)
+                squared = torch.cat([(self(x[None] + sigma * n[None], sigma) - x).square() for x, n in pairs])
+            noisy = 20 * math.log10(2 / sigma)
+            curve.append({"sigma": float(sigma), "noisy": noisy, "prior": 10 * math.log10(4 / float(squared.mean()))})
+        info = replace(self.info, details={**self.info.details, "denoising_psnr": curve})
+        return self._with(self.module, bfloat16=self.bfloat16, compiled=self.compiled, info=info)
+
     def sized(self, *sides: int) -> NetworkPrior:
         """The same network for images of another size, ``sides``, at the pixel sizes of its training.
 
@@ -262,10 +290,16 @@ class NetworkPrior(Prior):
         return self._with(self.module, bfloat16=self.bfloat16, compiled=self.compiled, shape=shape)
 
     def _with(
-        self, module: nn.Module, *, bfloat16: bool, compiled: bool, shape: tuple[int, ...] | None = None
+        self,
+        module: nn.Module,
+        *,
+        bfloat16: bool,
+        compiled: bool,
+        shape: tuple[int, ...] | None = None,
+        info: PriorInfo | None = None,
     ) -> NetworkPrior:
         return NetworkPrior(
-            module, shape or self.shape, sigma_min=self.sigma_min, sigma_max=self.sigma_max, info=self.info,
+            module, shape or self.shape, sigma_min=self.sigma_min, sigma_max=self.sigma_max, info=info or self.info,
             bfloat16=bfloat16, compiled=compiled,
         )  # fmt: skip
 

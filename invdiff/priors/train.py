@@ -29,14 +29,13 @@ from invdiff.datasets.slices import MODALITIES, build_slices, load_slices
 from invdiff.priors.augment import Augmentation, SliceSampler
 from invdiff.priors.autoencoder import Autoencoder, autoencoder_loss
 from invdiff.priors.checkpoints import save_prior
-from invdiff.priors.denoiser import EDMDenoiser, PriorInfo, read_in_float32
+from invdiff.priors.denoiser import VALIDATION_SIGMAS, EDMDenoiser, PriorInfo, read_in_float32
 from invdiff.priors.networks import UNet
 from invdiff.storage import atomic_path
 
 M = TypeVar("M", bound=nn.Module)
 Callback = Callable[..., None]
 TV_WEIGHTS = (0.6, 0.9, 1.2, 1.6, 2.2)  # of the baseline, times sigma
-SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # levels of the validation curve, model units (range 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,7 +461,7 @@ def denoising_curve(
         mean, variance = x0.mean((0, 2, 3), keepdim=True), x0.var((0, 2, 3), keepdim=True)
 
     rows = []
-    for sigma in SIGMAS:
+    for sigma in VALIDATION_SIGMAS:
         noisy = x0 + sigma * torch.randn(x0.shape, generator=generator)
         if autoencoder is None:
             tv = ([denoise_tv_chambolle(v.numpy(), w * sigma, channel_axis=0) for v in noisy] for w in TV_WEIGHTS)

@@ -157,3 +157,20 @@ def test_a_convolutional_prior_works_at_other_sizes() -> None:
     assert float((a - b).square().mean().sqrt()) < 0.2 * prior.error(0.05)
     with pytest.raises(ValueError, match="does not work on images .1, 100, 100."):
         prior.sized(100, 100)
+
+
+def test_a_checkpoint_without_a_curve_can_be_given_one() -> None:
+    exact = GaussianPrior(torch.zeros(SHAPE), StationaryCovariance.power_law(SHAPE, std=0.5))
+
+    class Exact(nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return exact(x, sigma)
+
+    prior = NetworkPrior(Exact(), SHAPE, sigma_min=0.01, sigma_max=10.0, info=PriorInfo(name="published"))
+    told = prior.validated(exact.sample(600, seed=0))
+    for sigma in (0.1, 0.5, 1.0):
+        assert told.error(sigma) == pytest.approx(exact.error(sigma), rel=0.02)
+    # concave in logarithms: a chord lies below, by (ln 2.5)^2 / 8 of the curvature at most, which is below 1/2
+    assert 0.95 * exact.error(0.3) < told.error(0.3) < exact.error(0.3)
+    with pytest.raises(ValueError, match="Expected images"):
+        prior.validated(torch.zeros(2, 1, 4, 4))
