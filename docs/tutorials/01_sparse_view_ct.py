@@ -57,5 +57,5 @@ body = truth > 0.3 * truth.max()
 print(f"covered: {float(inside[body].float().mean()):.0%}, nominal {7 / 9:.0%}")
 
 # %% [markdown]
-# More than nominal: the map is too wide, which is what the prior's card says of it. To keep the result:
+# Near nominal, on one slice. With the width of the paper, `DAPS(n_anneal=50)`, the map is too wide. To keep the result:
 # `posterior.save("folder")`, or `posterior.export("scan.nii.gz")` for other programs.
