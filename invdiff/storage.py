@@ -15,7 +15,7 @@ import math
 import mmap
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -279,17 +279,26 @@ def _read(group: h5py.Group) -> Any:
     return cls(**arguments)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, written like any other: a full disk is an OSError, the mode follows the umask.
+
+    safetensors' own writer has an exception of its own for the former, and makes files that only their owner reads.
+    The file is in memory once more while it is written.
+    """
+    from safetensors.torch import save
+
+    path.write_bytes(save(dict(tensors), metadata=None if metadata is None else dict(metadata)))
+
+
 def save_posterior(p: Any, folder: Path, *, overwrite: bool) -> None:
     """Write a :class:`invdiff.Posterior`."""
-    from safetensors.torch import save_file
-
     require_empty(folder, overwrite=overwrite)
     arrays = {"samples": p.samples, "mean": p.mean}
     if p.n_samples > 1:
         arrays["std"] = p.std
     record = json.dumps({f.name: getattr(p, f.name) for f in dataclasses.fields(p) if f.name != "samples"}, indent=2)
     with atomic_path(folder / "posterior.safetensors") as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, tmp, metadata={"invdiff": record})
+        write_tensors(tmp, {k: v.detach().cpu().contiguous() for k, v in arrays.items()}, {"invdiff": record})
     with atomic_path(folder / "posterior.json") as tmp:
         tmp.write_text(record + "\n")
 

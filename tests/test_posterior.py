@@ -1,11 +1,13 @@
 """Posterior: summaries and files."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from invdiff import Posterior
+from invdiff.storage import write_tensors
 
 SAMPLES = torch.randn(50, 1, 6, 5, generator=torch.Generator().manual_seed(0))
 P = Posterior(samples=SAMPLES, units="1/mm", algorithm="DAPS()", seed=3, nfe=100, seconds=1.5, metadata={"a": 1})
@@ -30,6 +32,24 @@ def test_saved_and_loaded_posteriors_agree(tmp_path: Path) -> None:
         1.5,
         {"a": 1},
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_os_error() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(Path("/dev/full"), {"samples": SAMPLES})
+
+
+def test_files_have_the_mode_that_the_user_asks_for(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        P.save(tmp_path / "p")
+    finally:
+        os.umask(before)
+    assert {f.name: oct(f.stat().st_mode & 0o777) for f in (tmp_path / "p").iterdir()} == {
+        "posterior.safetensors": "0o640",
+        "posterior.json": "0o640",
+    }
 
 
 def test_a_non_empty_folder_is_not_overwritten(tmp_path: Path) -> None:

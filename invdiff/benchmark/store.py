@@ -44,7 +44,7 @@ from torch import Tensor
 from invdiff.benchmark.plan import Recipe, TaskSpec
 from invdiff.measurement import Measurement
 from invdiff.operators.base import Operator
-from invdiff.storage import atomic_path
+from invdiff.storage import atomic_path, write_tensors
 
 FORMAT = "invdiff-store-1"
 FILES = ("spec.json", "metrics.json", "arrays.safetensors")  # of each result; env.json has their sizes
@@ -153,8 +153,6 @@ class Store:
         Raises:
             StoreError: no space, no permission.
         """
-        from safetensors.torch import save_file
-
         key, tmp = spec.key, self.path / "tmp" / uuid.uuid4().hex
         try:
             with self._writing():
@@ -162,7 +160,8 @@ class Store:
                 spec_json = json.dumps({"spec": json.loads(spec.to_json()), "labels": dict(labels)}, indent=1)
                 (tmp / "spec.json").write_text(spec_json)
                 (tmp / "metrics.json").write_text(json.dumps(dict(metrics), indent=1))
-                save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, tmp / "arrays.safetensors")
+                tensors = {k: v.detach().cpu().contiguous() for k, v in arrays.items()}
+                write_tensors(tmp / "arrays.safetensors", tensors)
                 if log:
                     (tmp / "log.txt").write_text(log)
                 sizes = {name: (tmp / name).stat().st_size for name in (*FILES, *(["log.txt"] if log else []))}

@@ -163,9 +163,7 @@ class Checkpoint:
 
     def save(self, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write our format, atomically, with weights in ``dtype`` (float16 or float32)."""
-        from safetensors.torch import save_file
-
-        from invdiff.storage import atomic_path
+        from invdiff.storage import atomic_path, write_tensors
 
         if path.suffix != ".safetensors":
             raise ValueError(f"A prior file ends in .safetensors, got {path.name!r}.")
@@ -194,7 +192,7 @@ class Checkpoint:
         if overflow := [k for k, v in weights.items() if not bool(v.isfinite().all())]:
             raise ValueError(f"{overflow[0]!r} is not finite in {dtype}; write float32 instead.")
         with atomic_path(path) as tmp:
-            save_file(weights, tmp, metadata={"format": version, "invdiff": json.dumps(header)})
+            write_tensors(tmp, weights, {"format": version, "invdiff": json.dumps(header)})
 
 
 def _placed(module: nn.Module, device: torch.device | str) -> nn.Module:

@@ -246,13 +246,11 @@ class Calibrated(Wrapper):
 
     def save(self, path: str | Path) -> None:
         """Write the offsets, with the digest of the prior they belong to, as one safetensors file, atomically."""
-        from safetensors.torch import save_file
-
-        from invdiff.storage import atomic_path
+        from invdiff.storage import atomic_path, write_tensors
 
         content = {"offsets": self.offsets.cpu().contiguous(), "sigmas": torch.tensor(self.sigmas, dtype=torch.float64)}
         with atomic_path(Path(path)) as tmp:
-            save_file(content, tmp, metadata={"format": "invdiff-calibration-1", "prior": self.prior.info.sha256})
+            write_tensors(tmp, content, {"format": "invdiff-calibration-1", "prior": self.prior.info.sha256})
 
     @classmethod
     def load(cls, prior: Prior, path: str | Path) -> Calibrated:
