@@ -287,7 +287,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     from safetensors.torch import save
 
-    path.write_bytes(save(dict(tensors), metadata=None if metadata is None else dict(metadata)))
+    own = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    path.write_bytes(save(own, metadata=None if metadata is None else dict(metadata)))
 
 
 def save_posterior(p: Any, folder: Path, *, overwrite: bool) -> None:
@@ -298,7 +299,7 @@ def save_posterior(p: Any, folder: Path, *, overwrite: bool) -> None:
         arrays["std"] = p.std
     record = json.dumps({f.name: getattr(p, f.name) for f in dataclasses.fields(p) if f.name != "samples"}, indent=2)
     with atomic_path(folder / "posterior.safetensors") as tmp:
-        write_tensors(tmp, {k: v.detach().cpu().contiguous() for k, v in arrays.items()}, {"invdiff": record})
+        write_tensors(tmp, arrays, {"invdiff": record})
     with atomic_path(folder / "posterior.json") as tmp:
         tmp.write_text(record + "\n")
 

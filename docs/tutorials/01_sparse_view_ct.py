@@ -14,7 +14,7 @@ from invdiff.progress import progress_bar
 
 measurement = sparse_view_ct(n_views=40)
 fbp = FBP(window="hann")(None, measurement)
-daps = DAPS(n_anneal=50, width=2.0)  # width: see the docstring; 2 gives calibrated samples with the shipped priors
+daps = DAPS(n_anneal=50, width=2.0)  # width: the paper's is too wide, see "The width of DAPS"
 posterior = daps(load_prior("ct-128"), measurement, n_samples=8, seed=0, callback=progress_bar())
 posterior
 

@@ -160,8 +160,7 @@ class Store:
                 spec_json = json.dumps({"spec": json.loads(spec.to_json()), "labels": dict(labels)}, indent=1)
                 (tmp / "spec.json").write_text(spec_json)
                 (tmp / "metrics.json").write_text(json.dumps(dict(metrics), indent=1))
-                tensors = {k: v.detach().cpu().contiguous() for k, v in arrays.items()}
-                write_tensors(tmp / "arrays.safetensors", tensors)
+                write_tensors(tmp / "arrays.safetensors", arrays)
                 if log:
                     (tmp / "log.txt").write_text(log)
                 sizes = {name: (tmp / name).stat().st_size for name in (*FILES, *(["log.txt"] if log else []))}

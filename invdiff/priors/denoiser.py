@@ -110,8 +110,9 @@ class Prior:
     def error(self, sigma: float) -> float:
         """How far the denoiser is from the truth at a noise level: root mean square over pixels, model units.
 
-        From the validation curve in ``info.details["denoising_psnr"]`` (held-out images), interpolated and continued
-        in logarithms, never above ``sigma``. :meth:`NetworkPrior.validated` measures such a curve.
+        From the validation curve in ``info.details["denoising_psnr"]`` (held-out images; ``invdiff train`` takes the
+        mean of their PSNR), interpolated and continued in logarithms, never above ``sigma``.
+        :meth:`NetworkPrior.validated` measures such a curve.
 
         Raises:
             ValueError: the prior has no such curve.
@@ -122,7 +123,8 @@ class Prior:
                 f"The prior {self.info.name!r} does not say how well it denoises: its info has no validation curve, "
                 f"as 'invdiff train' writes it; prior.validated(images) measures one."
             )
-        x, y = np.log([(row["sigma"], 2 * 10 ** (-row["prior"] / 20)) for row in curve]).T  # PSNR of a range of 2
+        points = sorted((row["sigma"], 2 * 10 ** (-row["prior"] / 20)) for row in curve)  # PSNR of a range of 2
+        x, y = np.log(points).T
         i = int(np.clip(np.searchsorted(x, math.log(sigma)), 1, len(x) - 1))
         slope = (y[i] - y[i - 1]) / (x[i] - x[i - 1])
         return min(sigma, math.exp(y[i] + slope * (math.log(sigma) - x[i])))
@@ -148,11 +150,13 @@ class Prior:
                 f"A @ ViewAsComplex(shape) for a two-channel prior, A @ RealAsComplex(shape) for a magnitude prior."
             )
         if A.in_shape != self.shape:
-            what = "channels" if A.in_shape[0] != self.shape[0] else "size"
+            what, instead = "channels", ""
+            if A.in_shape[0] == self.shape[0]:
+                what, instead = "size", " A convolutional network works at other sizes: prior.sized(...)."
             raise ValueError(
                 f"Prior and measurement differ in image {what}: the prior {self.info.name!r} makes images of shape "
-                f"{self.shape}, the operator takes {A.in_shape}. Choose another prior, build the operator on a "
-                f"grid of the prior's size, or, if the network is convolutional, use prior.sized(...)."
+                f"{self.shape}, the operator takes {A.in_shape}. Choose another prior, or build the operator on a "
+                f"grid of the prior's size.{instead}"
             )
         if A.dtype != self.dtype or A.device.type != self.device.type:
             raise ValueError(
@@ -216,7 +220,7 @@ class NetworkPrior(Prior):
 
     def to(self, *, device: torch.device | str) -> NetworkPrior:
         """The same prior on another device (the module is moved, not copied)."""
-        return self._with(self.module.to(device), bfloat16=self.bfloat16, compiled=self.compiled)
+        return self._with(module=self.module.to(device))
 
     def fast(self, *, channels_last: bool = False, bfloat16: bool = False, compiled: bool = False) -> NetworkPrior:
         """The same prior with its module run in another way; the module itself is shared.
@@ -236,7 +240,7 @@ class NetworkPrior(Prior):
             module.to(memory_format=torch.channels_last)
         if bfloat16:
             read_in_float32(self.module)
-        return self._with(self.module, bfloat16=bfloat16, compiled=compiled)
+        return self._with(bfloat16=bfloat16, compiled=compiled)
 
     def validated(self, images: Tensor, *, sigmas: Sequence[float] = VALIDATION_SIGMAS, seed: int = 0) -> NetworkPrior:
         """The same prior with the validation curve of these images, which :meth:`error` reads.
@@ -262,13 +266,13 @@ class NetworkPrior(Prior):
             noisy = 20 * math.log10(2 / sigma)
             curve.append({"sigma": float(sigma), "noisy": noisy, "prior": 10 * math.log10(4 / float(squared.mean()))})
         info = replace(self.info, details={**self.info.details, "denoising_psnr": curve})
-        return self._with(self.module, bfloat16=self.bfloat16, compiled=self.compiled, info=info)
+        return self._with(info=info)
 
     def sized(self, *sides: int) -> NetworkPrior:
         """The same network for images of another size, ``sides``, at the pixel sizes of its training.
 
         For convolutional networks, such as the shipped ones; ``benchmarks/prior_evidence.py`` measures what it costs.
-        Networks with attention or fixed positions run at the size of their training: use
+        A network with attention may run, but has not learned what lies so far apart: use
         :class:`~invdiff.priors.Tiled`.
 
         Raises:
@@ -277,9 +281,8 @@ class NetworkPrior(Prior):
         shape = (self.shape[0], *sides)
         try:
             with torch.no_grad():
-                out = self.module(
-                    torch.zeros(1, *shape, dtype=self.dtype, device=self.device), torch.ones(1).to(self.device)
-                )
+                x = torch.zeros(1, *shape, dtype=self.dtype, device=self.device)
+                out = self.module(x, torch.ones(1).to(x))
             if tuple(out.shape[1:]) != shape:
                 raise RuntimeError(f"it gives {tuple(out.shape[1:])}")
         except RuntimeError as error:
@@ -287,21 +290,12 @@ class NetworkPrior(Prior):
                 f"The network of {self.info.name!r} does not work on images {shape}: {error}. Sides that are multiples "
                 f"of 16 suit most."
             ) from None
-        return self._with(self.module, bfloat16=self.bfloat16, compiled=self.compiled, shape=shape)
+        return self._with(shape=shape)
 
-    def _with(
-        self,
-        module: nn.Module,
-        *,
-        bfloat16: bool,
-        compiled: bool,
-        shape: tuple[int, ...] | None = None,
-        info: PriorInfo | None = None,
-    ) -> NetworkPrior:
-        return NetworkPrior(
-            module, shape or self.shape, sigma_min=self.sigma_min, sigma_max=self.sigma_max, info=info or self.info,
-            bfloat16=bfloat16, compiled=compiled,
-        )  # fmt: skip
+    def _with(self, **changes: Any) -> NetworkPrior:
+        """The same but for these arguments of the constructor; the module is shared."""
+        names = ("module", "shape", "sigma_min", "sigma_max", "info", "bfloat16", "compiled")
+        return NetworkPrior(**{**{name: getattr(self, name) for name in names}, **changes})
 
 
 def read_in_float32(module: nn.Module) -> None:

@@ -248,7 +248,7 @@ class Calibrated(Wrapper):
         """Write the offsets, with the digest of the prior they belong to, as one safetensors file, atomically."""
         from invdiff.storage import atomic_path, write_tensors
 
-        content = {"offsets": self.offsets.cpu().contiguous(), "sigmas": torch.tensor(self.sigmas, dtype=torch.float64)}
+        content = {"offsets": self.offsets, "sigmas": torch.tensor(self.sigmas, dtype=torch.float64)}
         with atomic_path(Path(path)) as tmp:
             write_tensors(tmp, content, {"format": "invdiff-calibration-1", "prior": self.prior.info.sha256})
 
