@@ -1,6 +1,7 @@
 """What DAPS and DPS cost per step over the bare network calls that the step must make, at 128 x 128.
 
     python benchmarks/overhead.py [--rounds 5] [--threads 2] [--steps 24] [--full-resolution]
+                                   [--operators inpainting blur "CT, 40 views"]
 
 Bare cost: for DAPS ``n_ode`` evaluations of the denoiser, for DPS one evaluation and its backpropagation to the
 input. Both are timed in turn with the algorithm's own steps in the same process; the table shows medians over
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--steps", type=int, default=24, help="levels of DAPS, steps of DPS")
     parser.add_argument("--full-resolution", action="store_true")
+    parser.add_argument("--operators", nargs="*", default=list(problems()))
     arguments = parser.parse_args()
     steps = arguments.steps
     torch.set_num_threads(arguments.threads)
@@ -106,7 +108,7 @@ def main() -> None:
     ]
     measurements = problems()
     for title, algorithm, bare, names in cases:
-        for name in names:
+        for name in [each for each in names if each in arguments.operators]:
             m = measurements[name]
             run = lambda algorithm=algorithm, m=m: algorithm(prior, m, n_samples=n)  # noqa: E731
             run(), bare()

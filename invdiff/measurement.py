@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ class Measurement:
     def prox(self, z: Tensor, variance: float, *, n_steps: int = 100, tolerance: float = 1e-5) -> Tensor:
         """``argmin_x |x - z|^2 / (2 variance) + nll(x)``, the noise replaced by its closest Gaussian.
 
-        Closed form where the operator has one, else conjugate gradients with the given stopping.
+        Closed form where the operator has one, else conjugate gradients with the given stopping: on the image for white
+        noise, on the data (:meth:`solve_covariance`) for other noise.
 
         Raises:
             TypeError: the operator is not linear (or affine).
@@ -180,11 +182,48 @@ class Measurement:
         precision = self.noise.precision(self.y)
         if isinstance(precision, float) and A.has_closed_form_prox:
             return A.prox(z, y, variance * precision)
-        w, gram = variance * precision, A.gram
-        white = isinstance(precision, float)  # then the operator's own normal operator serves, which may be faster
+        if not isinstance(precision, float):
+            return z + variance * A.H(self.solve_covariance(y - A(z), variance, n_steps=n_steps, tolerance=tolerance))
+        w = variance * precision
         return cg(
-            lambda x: x + (w * gram(x) if white else A.H(w * A(x))), z + A.H(w * y), item_ndim=len(A.in_shape), start=z,
-            n_steps=n_steps, tolerance=tolerance,
+            lambda x: x + w * A.gram(x), z + w * A.H(y), item_ndim=len(A.in_shape), start=z, n_steps=n_steps,
+            tolerance=tolerance,
+        )  # fmt: skip
+
+    @cached_property
+    def _row_energy(self) -> Tensor:
+        """The diagonal of ``A A^H``, estimated: mean of ``|A s|^2`` over eight images of random signs."""
+        A, generator = self.linear, torch.Generator().manual_seed(0)
+        assert A is not None
+        dtype = COMPLEX[A.dtype] if A.in_complex else A.dtype
+        energy = torch.zeros(A.out_shape, dtype=A.dtype, device=A.device)
+        for _ in range(8):
+            signs = 2 * torch.randint(2, A.in_shape, generator=generator) - 1
+            energy += A(signs.to(A.device, dtype)).abs().square() / 8
+        return energy if A.observed is None else energy * A.observed
+
+    def solve_covariance(self, r: Tensor, variance: float, *, n_steps: int = 100, tolerance: float = 1e-5) -> Tensor:
+        """``(variance A A^H + R)^-1 r``, with R the variances of the noise (of its closest Gaussian): the data's
+        covariance when the image is known up to ``variance``.
+
+        Conjugate gradients on the whitened data, preconditioned by the diagonal. Where the noise is not white this is
+        also the way to :meth:`prox`: at the photon counts behind a chest, 30 to 20,000, 10 steps on the data come as
+        near to the image as 25 on the image (benchmarks/results/inner_solver.txt).
+
+        Args:
+            r: (..., \\*out_shape), zero where nothing is observed.
+            variance: of each entry of the image.
+        """
+        A = self.linear
+        assert A is not None
+        precision = self.noise.precision(self.y)
+        p = precision**0.5
+        if A.observed is not None:
+            p = p * A.observed
+        # R^(-1/2) (variance A A^H + R) R^(-1/2)
+        return p * cg(
+            lambda v: v + variance * p * A(A.H(p * v)), p * r, item_ndim=len(A.out_shape),
+            preconditioner=1 / (1 + variance * precision * self._row_energy), n_steps=n_steps, tolerance=tolerance,
         )  # fmt: skip
 
     def in_model_units(self, scale: float, offset: float) -> Measurement:

@@ -16,18 +16,21 @@ def cg(
     *,
     item_ndim: int,
     start: Tensor | None = None,
+    preconditioner: Tensor | float = 1.0,
     n_steps: int = 100,
     tolerance: float = 1e-5,
 ) -> Tensor:
     """Conjugate gradients for ``H x = b`` with ``H`` Hermitian positive semi-definite.
 
     Each item (the trailing ``item_ndim`` dimensions) has its own step lengths and stops on its own once its
-    residual is below ``tolerance * |b|``, so a batch gives what its items give one by one.
+    residual is below ``tolerance * |b|``, so a batch gives what its items give one by one. With a preconditioner M the
+    norm is the one in which the steps are taken, ``|r| = (r^H M r)^(1/2)``.
 
     Args:
         H: the linear map, acting on tensors shaped like ``b``.
         b: right-hand side, (..., item dimensions), real or complex.
         start: first iterate (default: zero).
+        preconditioner: M, the positive diagonal of an approximate inverse of ``H``; broadcasts to ``b``.
         n_steps: largest number of iterations; reaching it is not an error (the iterate is the best so far).
         tolerance: relative residual at which an item stops.
 
@@ -44,10 +47,10 @@ def cg(
         raise FloatingPointError("The right-hand side of the conjugate gradients is not finite.")
     x = torch.zeros_like(b) if start is None else start.expand_as(b).clone()
     r = b.clone() if start is None else b - H(x)
-    p, rr = r, inner(r, r)
-    goal = tolerance**2 * inner(b, b)
+    p = preconditioner * r
+    rz, goal = inner(r, p), tolerance**2 * inner(b, preconditioner * b)
     for _ in range(n_steps):
-        active = rr > goal
+        active = rz > goal
         if not active.any():
             break
         Hp = H(p)
@@ -57,12 +60,13 @@ def cg(
                 "Conjugate gradients met p^H H p < 0: the operator is not positive semi-definite "
                 "(is its adjoint exact?)."
             )
-        alpha = torch.where(active & (curvature > 0), rr / curvature, 0.0)  # step length, 0 for finished items
+        alpha = torch.where(active & (curvature > 0), rz / curvature, 0.0)  # step length, 0 for finished items
         x = x + alpha * p
         r = r - alpha * Hp
-        rr_next = inner(r, r)
-        p = r + torch.where(active, rr_next / rr, 0.0) * p
-        rr = torch.where(active & (curvature > 0), rr_next, torch.zeros_like(rr))
+        z = preconditioner * r
+        rz_next = inner(r, z)
+        p = z + torch.where(active, rz_next / rz, 0.0) * p
+        rz = torch.where(active & (curvature > 0), rz_next, torch.zeros_like(rz))
     return x
 
 

@@ -9,7 +9,7 @@ import h5py
 import pytest
 import torch
 
-from invdiff import ComplexGaussianNoise, GaussianNoise, Measurement, PoissonLogNoise
+from invdiff import ComplexGaussianNoise, GaussianNoise, Measurement, PoissonLogNoise, WeightedGaussianNoise
 from invdiff.operators import (
     CT,
     Blur,
@@ -212,3 +212,36 @@ class TestFiles:
             broken.save(path)
         assert torch.equal(Measurement.load(path).y, m.y)
         assert [p.name for p in tmp_path.iterdir()] == ["m.h5"]
+
+
+def test_unwhite_noise_is_solved_on_the_data_like_dense_algebra() -> None:
+    # counts over four orders of magnitude, a wide prior: hard for steps on the image
+    A = CT(beam())
+    weights = torch.logspace(0, 4, 17, dtype=torch.float64).expand(A.out_shape)
+    y = torch.randn(A.out_shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    m = Measurement(y, A.to(dtype=torch.float64), WeightedGaussianNoise(weights))
+    M = m.A(torch.eye(120, dtype=torch.float64).reshape(120, *SHAPE)).flatten(1).T
+    z, v = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(4), dtype=torch.float64), 0.7
+    precision = torch.eye(120) / v + M.T @ (weights.reshape(-1, 1) * M)
+    expected = torch.linalg.solve(precision, z.flatten(1).T / v + M.T @ (weights.flatten() * y.flatten())[:, None]).T
+    found = m.prox(z, v, n_steps=400, tolerance=1e-10)
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-6, atol=1e-6)
+    covariance = v * M @ M.T + torch.diag(1 / weights.flatten())
+    u = m.solve_covariance(y.expand(2, *A.out_shape), v, n_steps=400, tolerance=1e-12)
+    assert float((covariance @ u[0].flatten() - y.flatten()).norm() / y.norm()) < 1e-8
+
+
+def test_draws_of_the_conditional_have_its_mean_and_covariance_where_the_noise_is_not_white() -> None:
+    A = CT(beam()).to(dtype=torch.float64)
+    weights = torch.logspace(0, 3, 17, dtype=torch.float64).expand(A.out_shape)
+    m = Measurement(A(X.double()), A, WeightedGaussianNoise(weights))
+    M = A(torch.eye(120, dtype=torch.float64).reshape(120, *SHAPE)).flatten(1).T
+    covariance = torch.linalg.inv(torch.eye(120) / 0.5 + M.T @ (weights.reshape(-1, 1) * M))
+    n = 4000
+    draws = m.conditional(torch.zeros(n, *SHAPE, dtype=torch.float64), 0.5, SampleStreams(0, range(n)), n_steps=60)
+    mean = covariance @ (M.T @ (weights.flatten() * m.y.flatten()))
+    # whitened by the exact law, the draws are standard normal: chi2 with 120 degrees of freedom, five deviations
+    L = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(L, (draws.flatten(1) - mean).T, upper=False)
+    assert float(white.mean(1).square().sum() * n) == pytest.approx(120, abs=5 * 240**0.5)
+    assert float(white.var(1).mean()) == pytest.approx(1, abs=5 * (2 / (120 * n)) ** 0.5)

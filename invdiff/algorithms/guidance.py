@@ -56,13 +56,7 @@ class Isotropic:
             if A.has_closed_form_prox and isinstance(precision, float):
                 w = precision * m.residual(m.prox(x0.detach(), r2))
             else:
-                p = precision**0.5  # R^(-1/2); Sigma = R^(1/2) (1 + r^2 p A A^H p) R^(1/2)
-                if A.observed is not None:
-                    p = p * A.observed
-                w = p * cg(
-                    lambda v: v + r2 * p * A(A.H(p * v)), p * r, item_ndim=len(A.out_shape),
-                    n_steps=self.n_cg, tolerance=self.tolerance,
-                )  # fmt: skip
+                w = m.solve_covariance(r, r2, n_steps=self.n_cg, tolerance=self.tolerance)
         return w, (w.conj() * r).real.flatten(1).sum(1)
 
 
