@@ -207,8 +207,8 @@ class Measurement:
         covariance when the image is known up to ``variance``.
 
         Conjugate gradients on the whitened data, preconditioned by the diagonal. Where the noise is not white this is
-        also the way to :meth:`prox`: at the photon counts behind a chest, 30 to 20,000, and a wide prior 10 steps on the
-        data come as near to the image as 25 on the image (benchmarks/results/inner_solver.txt).
+        also the way to :meth:`prox`: at the photon counts behind a chest, 30 to 20,000, and a wide prior 10 steps on
+        the data come as near to the image as 25 on the image (benchmarks/results/inner_solver.txt).
 
         Args:
             r: (..., \\*out_shape), zero where nothing is observed.
