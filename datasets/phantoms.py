@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -442,11 +442,14 @@ class BModePhantoms(_Phantoms):
 
     White complex scatterers, weighted by the local backscatter, are blurred by a point spread function that widens with
     depth, and the envelope is log-compressed. Backscatter varies smoothly and from layer to layer, falls with depth,
-    and holds up to four cysts and five thin interfaces. Shape is (nz, nx).
+    and holds up to four cysts and five thin interfaces. Some pictures are of a curved array: beams that fan out from
+    an arc at the top or, as of a probe inside the body, at the bottom; black outside. Shape is (nz, nx).
 
     Args:
         n, shape, pixel_size, seed: as in :class:`RandomEllipses`; the pixel size counts in resolution, not mm.
         dynamic_range: least and greatest, dB.
+        gain: least and greatest, dB; at 0 the brightest half per cent is white.
+        sectors: fraction of the pictures that are of a curved array.
 
     Example:
         >>> from invdiff.datasets.phantoms import BModePhantoms
@@ -457,10 +460,11 @@ class BModePhantoms(_Phantoms):
 
     def __init__(
         self, n: int, shape: tuple[int, int] = (256, 256), pixel_size: float = 1.8, *, seed: int = 0,
-        dynamic_range: tuple[float, float] = (45.0, 70.0),
+        dynamic_range: tuple[float, float] = (45.0, 70.0), gain: tuple[float, float] = (-30.0, 5.0),
+        sectors: float = 0.5,
     ) -> None:  # fmt: skip
         super().__init__(n, (int(shape[0]), int(shape[1])), pixel_size, seed)
-        self.dynamic_range = dynamic_range
+        self.dynamic_range, self.gain, self.sectors = dynamic_range, gain, sectors
 
     def backscatter(self, rng: np.random.Generator) -> np.ndarray:
         """Local level in dB, (z, x)."""
@@ -489,6 +493,20 @@ class BModePhantoms(_Phantoms):
         narrow, wide = (gaussian_filter(scatterers, (axial, w)) * math.sqrt(w) for w in (lateral, 2 * lateral))
         depth = np.linspace(0, 1, self.shape[0])[:, None]
         envelope = np.abs((1 - depth) * narrow + depth * wide)
-        decibels = 20 * np.log10(envelope / np.quantile(envelope, 0.995) + 1e-9)
+        decibels = 20 * np.log10(envelope / np.quantile(envelope, 0.995) + 1e-9) + rng.uniform(*self.gain)
         grey = 255 * (1 + decibels / rng.uniform(*self.dynamic_range)).clip(0, 1)
+        if rng.random() < self.sectors:
+            grey = _sector(grey, math.radians(rng.uniform(50, 150)), rng.uniform(0.05, 0.6))
+            if rng.random() < 0.5:
+                grey = grey[::-1].copy()
         return torch.from_numpy(grey).float()[None]
+
+
+def _sector(beams: np.ndarray, opening: float, radius: float) -> np.ndarray:
+    """Beams (depth, angle) over ``opening`` rad from an arc of ``radius`` (of the depth), in a picture of that shape."""
+    nz, nx = beams.shape
+    top, bottom, half = radius * math.cos(opening / 2), radius + 1, (radius + 1) * math.sin(opening / 2)
+    pixel = max((bottom - top) / nz, 2 * half / nx)
+    z, x = np.meshgrid(top + pixel * (np.arange(nz) + 0.5), pixel * (np.arange(nx) + 0.5 - nx / 2), indexing="ij")
+    depth, angle = np.hypot(x, z) - radius, np.arctan2(x, z) / opening + 0.5
+    return map_coordinates(beams, [depth * nz - 0.5, angle * nx - 0.5], order=1)

@@ -17,6 +17,7 @@ from invdiff.datasets.phantoms import (
     DiscWithHoles,
     RandomEllipses,
     SpeckleCysts,
+    _sector,
     ellipse_image,
     ellipse_sinogram,
     shepp_logan,
@@ -173,8 +174,24 @@ def test_b_mode_speckle_is_fully_developed() -> None:
 
     ratios = []
     for i in range(6):
-        grey = Flat(6, (256, 256), dynamic_range=(60.0, 60.0))[i]
+        grey = Flat(6, (256, 256), dynamic_range=(60.0, 60.0), gain=(0.0, 0.0), sectors=0.0)[i]
         envelope = 10 ** ((grey / 255 - 1) * 60 / 20)
         kept = envelope[(grey > 0) & (grey < 255)]
         ratios.append(float(kept.mean() / kept.std()))
     assert np.mean(ratios) == pytest.approx(math.sqrt(math.pi / (4 - math.pi)), rel=0.05)
+
+
+def test_the_beams_of_a_sector_fan_out_from_its_arc() -> None:
+    """A picture of each sample's own depth and angle shows the polar coordinates of its pixels, nothing outside."""
+    opening, radius, nz, nx = math.radians(90), 0.25, 256, 200
+    depth, angle = np.meshgrid((np.arange(nz) + 0.5) / nz, (np.arange(nx) + 0.5) / nx - 0.5, indexing="ij")
+    pixel = max((1.25 - 0.25 * math.cos(opening / 2)) / nz, 2 * 1.25 * math.sin(opening / 2) / nx)
+    z = 0.25 * math.cos(opening / 2) + pixel * (np.arange(nz) + 0.5)[:, None]
+    x = pixel * (np.arange(nx) + 0.5 - nx / 2)
+    r, phi = np.hypot(x, z), np.arctan2(x, z) / opening
+    inside = (np.abs(r - radius - 0.5) < 0.5 - 1 / nz) & (np.abs(phi) < 0.5 - 1 / nx)
+    outside = (np.abs(r - radius - 0.5) > 0.5 + 1 / nz) | (np.abs(phi) > 0.5 + 1 / nx)
+    assert inside.mean() > 0.4
+    np.testing.assert_allclose(_sector(depth, opening, radius)[inside], (r - radius)[inside], atol=1e-12)
+    np.testing.assert_allclose(_sector(angle, opening, radius)[inside], phi[inside], atol=1e-12)
+    assert np.abs(_sector(1 + depth, opening, radius)[outside]).max() == 0
