@@ -503,7 +503,7 @@ class BModePhantoms(_Phantoms):
 
 
 def _sector(beams: np.ndarray, opening: float, radius: float) -> np.ndarray:
-    """Beams (depth, angle) over ``opening`` rad from an arc of ``radius`` (of the depth), in a picture of that shape."""
+    """Beams (depth, angle) over ``opening`` rad from an arc of ``radius`` (of the depth), in a picture as large."""
     nz, nx = beams.shape
     top, bottom, half = radius * math.cos(opening / 2), radius + 1, (radius + 1) * math.sin(opening / 2)
     pixel = max((bottom - top) / nz, 2 * half / nx)

@@ -191,7 +191,8 @@ def test_the_beams_of_a_sector_fan_out_from_its_arc() -> None:
     r, phi = np.hypot(x, z), np.arctan2(x, z) / opening
     inside = (np.abs(r - radius - 0.5) < 0.5 - 1 / nz) & (np.abs(phi) < 0.5 - 1 / nx)
     outside = (np.abs(r - radius - 0.5) > 0.5 + 1 / nz) | (np.abs(phi) > 0.5 + 1 / nx)
-    assert inside.mean() > 0.4
+    area = opening / 2 * (1.25**2 - 0.25**2)
+    assert inside.sum() * pixel**2 == pytest.approx(area, rel=0.03)  # all of the sector is in the picture
     np.testing.assert_allclose(_sector(depth, opening, radius)[inside], (r - radius)[inside], atol=1e-12)
     np.testing.assert_allclose(_sector(angle, opening, radius)[inside], phi[inside], atol=1e-12)
     assert np.abs(_sector(1 + depth, opening, radius)[outside]).max() == 0
