@@ -21,7 +21,7 @@ from invdiff.benchmark.problems import ct_slice
 from invdiff.datasets import sparse_view_ct
 from invdiff.operators.linalg import cg
 
-STEPS = (5, 10, 25, 100)
+STEPS = (3, 5, 10, 25, 100)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ def cg(
     *,
     item_ndim: int,
     start: Tensor | None = None,
-    preconditioner: Tensor | float = 1.0,
+    preconditioner: Callable[[Tensor], Tensor] | None = None,
     n_steps: int = 100,
     tolerance: float = 1e-5,
 ) -> Tensor:
@@ -30,7 +30,7 @@ def cg(
         H: the linear map, acting on tensors shaped like ``b``.
         b: right-hand side, (..., item dimensions), real or complex.
         start: first iterate (default: zero).
-        preconditioner: M, the positive diagonal of an approximate inverse of ``H``; broadcasts to ``b``.
+        preconditioner: M, an approximate inverse of ``H``, itself Hermitian positive definite (default: the identity).
         n_steps: largest number of iterations; reaching it is not an error (the iterate is the best so far).
         tolerance: relative residual at which an item stops.
 
@@ -45,10 +45,11 @@ def cg(
 
     if not torch.isfinite(b).all():
         raise FloatingPointError("The right-hand side of the conjugate gradients is not finite.")
+    M = preconditioner or (lambda v: v)
     x = torch.zeros_like(b) if start is None else start.expand_as(b).clone()
     r = b.clone() if start is None else b - H(x)
-    p = preconditioner * r
-    rz, goal = inner(r, p), tolerance**2 * inner(b, preconditioner * b)
+    p = M(r)
+    rz, goal = inner(r, p), tolerance**2 * inner(b, M(b))
     for _ in range(n_steps):
         active = rz > goal
         if not active.any():
@@ -63,7 +64,7 @@ def cg(
         alpha = torch.where(active & (curvature > 0), rz / curvature, 0.0)  # step length, 0 for finished items
         x = x + alpha * p
         r = r - alpha * Hp
-        z = preconditioner * r
+        z = M(r)
         rz_next = inner(r, z)
         p = z + torch.where(active, rz_next / rz, 0.0) * p
         rz = torch.where(active & (curvature > 0), rz_next, torch.zeros_like(rz))

@@ -30,7 +30,7 @@ def test_cg_of_a_batch_is_cg_of_its_items() -> None:
 def test_the_diagonal_as_preconditioner_solves_a_diagonal_system_in_one_step() -> None:
     d = torch.logspace(-6, 6, 30, dtype=torch.float64)
     b = torch.randn(2, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    x = cg(lambda v: d * v, b, item_ndim=1, preconditioner=1 / d, n_steps=1)
+    x = cg(lambda v: d * v, b, item_ndim=1, preconditioner=lambda v: v / d, n_steps=1)
     torch.testing.assert_close(x, b / d, rtol=1e-12, atol=1e-12)
 
 
