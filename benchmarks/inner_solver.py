@@ -4,10 +4,10 @@
 
 The draw solves ``x + v A^H W (A x - y) = z`` with the photon counts W, where z is the truth and twice noise of
 variance v: the denoiser's error and the draw's own noise. On the image: that system, not preconditioned. On the data:
-``(v A A^H + W^-1) u = y - A z``, ``x = z + v A^H u``, preconditioned by its diagonal, as ``Measurement.prox`` does.
-Either costs one A and one A^H a step. The slice is the vertebra of ``sparse_view_ct``, or the middle of a CT volume
-in HU, at 3.2 mm: a chest spans a wider range of counts. Printed: root mean square error of the image over the draw's
-width v^(1/2), and of its line integrals over the noise, against 3000 steps in float64.
+``(v A A^H + W^-1) u = y - A z``, ``x = z + v A^H u``, preconditioned by its diagonal and a filter, as in
+``Measurement.prox``. Either costs one A and one A^H a step. The slice is the vertebra of ``sparse_view_ct``, or the
+middle of a CT volume in HU, at 3.2 mm: a chest spans a wider range of counts. Printed: root mean square error of the
+image over the draw's width v^(1/2), and of its line integrals over the noise, against 3000 steps in float64.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What DAPS and DPS cost per step over the bare network calls that the step must make, at 128 x 128.
 
     python benchmarks/overhead.py [--rounds 5] [--threads 2] [--steps 24] [--full-resolution]
-                                   [--operators inpainting blur "CT, 40 views"]
+                                   [--operators inpainting blur "CT, 40 views"] [--give-back-memory]
 
 Bare cost: for DAPS ``n_ode`` evaluations of the denoiser, for DPS one evaluation and its backpropagation to the
 input. Both are timed in turn with the algorithm's own steps in the same process; the table shows medians over
@@ -27,6 +27,7 @@ from invdiff.algorithms.kernels import Langevin
 from invdiff.datasets import sparse_view_ct
 from invdiff.operators import Blur, Inpainting, gaussian_psf, random_pixels
 from invdiff.priors import EDMDenoiser, NetworkPrior, Prior
+from invdiff.priors.memory import keep_freed_memory
 from invdiff.priors.networks import UNet
 
 SHAPE = (1, 128, 128)
@@ -72,9 +73,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--steps", type=int, default=24, help="levels of DAPS, steps of DPS")
     parser.add_argument("--full-resolution", action="store_true")
+    parser.add_argument("--give-back-memory", action="store_true", help="to the system, as glibc does by itself")
     parser.add_argument("--operators", nargs="*", default=list(problems()))
     arguments = parser.parse_args()
     steps = arguments.steps
+    if not arguments.give_back_memory:
+        keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     prior, n = load_prior("ct-128"), arguments.samples
     if arguments.full_resolution:

@@ -24,6 +24,14 @@ app.add_typer(prior_app, name="prior")
 app.add_typer(bench_app, name="bench")
 console = Console()
 
+
+@app.callback()
+def _program() -> None:
+    from invdiff.priors.memory import keep_freed_memory
+
+    keep_freed_memory()
+
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow a non-empty output folder.")]
 
 # What a wrong file, value or combination raises: shown as one line, with exit status 2. Anything else is a

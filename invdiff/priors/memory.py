@@ -1,7 +1,9 @@
-"""How many images at a time: the memory that a denoiser's tensors need, measured once on one image."""
+"""How many images at a time: the memory that a denoiser's tensors need, measured once on one image; and what becomes
+of memory that is freed."""
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from typing import Any
 
@@ -93,3 +95,19 @@ def batch_within(prior: Prior, memory: float, *, gradient: bool) -> int:
             f"{memory / 2**20:.0f} MiB allowed; use Tiled, a smaller prior, or an algorithm without backpropagation."
         )
     return int(memory // need)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, up to 32 MiB a piece; does nothing where libc is not glibc's.
+
+    The outputs of a network's layers are some MiB each. By default glibc gives them back to the system and takes new
+    pages for the next layer; on a virtual machine that was a quarter of a denoiser's time (``benchmarks/overhead.py``
+    with and without ``--give-back-memory``). It is a property of the process, so a program calls it at its start, as
+    the command line does; a library must not.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return
+    mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its upper limit
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -143,3 +146,23 @@ class TestMemory:
         assert batch_within(prior, 3.5 * need, gradient=True) == 3
         with pytest.raises(ValueError, match="more than the 1 MiB allowed; use Tiled"):
             batch_within(prior, 2**20, gradient=True)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_that_is_kept_is_not_mapped_again() -> None:
+    """Pages that a fresh process touches anew while it makes and drops 20 MiB thirty times."""
+    code = """
+import resource, sys, torch
+from invdiff.priors.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+make = lambda: torch.ones(5 * 2**20)
+make()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(30):
+    make()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / 2**20)
+"""
+    command = [sys.executable, "-c", code, "keep"]
+    mapped = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert mapped < 40  # MiB; 140 with the defaults of glibc 2.36
