@@ -242,7 +242,8 @@ def motion_psf(size: int, *, seed: int, smoothness: float = 0.3) -> Tensor:
     path = (torch.linalg.cholesky(covariance) @ draws).T[None]
     path = F.interpolate(path, size=len(t) * max(8, size // 4), mode="linear", align_corners=True)[0]
     path = path - path.mean(1, keepdim=True)
-    position = path * ((size - 1) // 2 / path.abs().max()) + size // 2
+    reach = (size - 1) // 2
+    position = (path * (reach / path.abs().max())).clamp(-reach, reach) + size // 2  # rounding stays inside
     # each instant deposits its light on the four pixels around it, which keeps the centroid
     corner = position.floor().clamp(max=size - 2)
     fy, fx = position - corner
