@@ -48,9 +48,10 @@ def cg(
     M = preconditioner or (lambda v: v)
     x = torch.zeros_like(b) if start is None else start.expand_as(b).clone()
     r = b.clone() if start is None else b - H(x)
-    p = M(r)
-    rz, goal = inner(r, p), tolerance**2 * inner(b, M(b))
-    for _ in range(n_steps):
+    z = M(r)
+    p, rz = z, inner(r, z)
+    goal = tolerance**2 * (rz if start is None else inner(b, M(b)))
+    for step in range(n_steps):
         active = rz > goal
         if not active.any():
             break
@@ -63,6 +64,8 @@ def cg(
             )
         alpha = torch.where(active & (curvature > 0), rz / curvature, 0.0)  # step length, 0 for finished items
         x = x + alpha * p
+        if step == n_steps - 1:
+            break
         r = r - alpha * Hp
         z = M(r)
         rz_next = inner(r, z)
