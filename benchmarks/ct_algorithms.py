@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from held_out import images
 
 from invdiff import GaussianNoise, Measurement, load_prior
 from invdiff.algorithms import (
@@ -42,6 +41,7 @@ from invdiff.algorithms import (
 )  # fmt: skip
 from invdiff.algorithms.draw import DivergenceError
 from invdiff.algorithms.guidance import Isotropic
+from invdiff.benchmark.problems import slice_of
 from invdiff.classical import FBP, TV
 from invdiff.datasets.examples import MU_WATER
 from invdiff.evaluation import psnr, ssim
@@ -83,6 +83,7 @@ def candidates(norm: float, quick: bool) -> dict[str, tuple[str, list[float], Ca
         "MCG": ("ct-128", [0.1, 1.0], lambda z, t: MCG(n_steps=n(300, t), guidance_scale=z / norm, cutoff=0.1)),
         "MCG, tomography": ("ct-128", [0.0], lambda z, t: MCGTomography(n_steps=n(300, t), sigma_max=80.0)),
         "DAPS": ("ct-128", [0.0], lambda z, t: DAPS(n_anneal=n(100, t))),
+        "DAPS, width 2": ("ct-128", [0.0], lambda z, t: DAPS(n_anneal=n(100, t), width=2.0)),
         "RED-Diff": ("ct-128", [0.25, 1e2, 1e3, 1e4], lambda z, t: REDDiff(n_steps=n(300, t), lam=z, lr=0.1)),
         "DDRM": ("ct-128", [0.0], lambda z, t: DDRM()),
         "DDNM": ("ct-128", [0.0], lambda z, t: DDNM(n_steps=n(100, t))),
@@ -112,14 +113,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", help="only these algorithms")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    slices = list(images(arguments.data / "ct/lung_A0001_5mm.nii.gz", "ct", PIXEL, 3))
-    tuning, test = measure(slices[0], "tuning"), measure(slices[1], "test")
+    volume = arguments.data / "ct/lung_A0001_5mm.nii.gz"
+    tuning, test = (measure(slice_of(volume, "ct", z, PIXEL), name) for z, name in ((0.302, "tuning"), (0.508, "test")))
     priors = {name: load_prior(name) for name in ("ct-128", "ct-128-latent")}
     norm = float(priors["ct-128"].in_model_units(test).linear.norm())  # type: ignore[union-attr]
     truth = test.reference
     assert truth is not None
     assert tuning.reference is not None
-    span, body, S = float(truth.max() - truth.min()), slices[1] > 0.1, arguments.samples
+    span, body, S = float(truth.max() - truth.min()), truth > 0.1 * MU_WATER, arguments.samples
     rows: list[dict[str, Any]] = []
     pictures: list[tuple[str, torch.Tensor]] = [("truth", truth)]
 
