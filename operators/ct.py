@@ -224,7 +224,7 @@ class _Folded:
 
     def apply_transpose(self, y: Tensor) -> Tensor:
         """(n_rays,) to (n_pixels,), the transpose of :meth:`apply`, step by step."""
-        rays = y.new_zeros(self.pair.shape[0] * self.n_kinds).index_copy_(0, self._ray, y)
+        rays = y.new_zeros(self.pair.shape[0] * self.n_kinds).index_add_(0, self._ray, y)
         copies = self.pair.apply_transpose(rays.view(-1, self.n_kinds))
         return copies.view(-1).index_select(0, self._back).view(-1, self.n_kinds) @ y.new_ones(self.n_kinds)
 

@@ -232,6 +232,15 @@ def test_any_equispaced_set_of_views(beam: Beam, start: float, span: float) -> N
     assert relative(CT(g)(x).reshape(-1), matrix @ x.reshape(-1).numpy()) < 1e-6
 
 
+@pytest.mark.parametrize("views", [40, 41])  # over a turn, its last view the first one again if 41
+@pytest.mark.parametrize("beam", [PARALLEL, FAN, CURVED])
+def test_lines_measured_twice_count_twice_in_the_adjoint(beam: Beam, views: int) -> None:
+    g = replace(beam, angles=tuple(2 * math.pi * i / 40 for i in range(views)))
+    A, matrix = CT(g), joseph_matrix(*g.rays(), g.image_shape, g.pixel_size)
+    y = torch.rand(A.out_shape, generator=torch.Generator().manual_seed(2))
+    assert relative(A.H(y).reshape(-1), matrix.T @ y.reshape(-1).numpy()) < 1e-6
+
+
 def test_adjoint_is_exact_in_float64(geometry: Beam) -> None:
     A = CT(geometry, supersampling=2).to(dtype=torch.float64)
     g = torch.Generator().manual_seed(0)
