@@ -256,6 +256,8 @@ class Measurement:
         constant = torch.full(A.in_shape, offset, dtype=A.dtype, device=A.device)
         if isinstance(A, LinearOperator):
             inner: Operator = Affine(scale * A, A(constant))
+        elif isinstance(A, Affine):
+            inner = Affine(scale * A.linear, A(constant))
         else:
             identity = Identity(A.in_shape).to(dtype=A.dtype, device=A.device)
             inner = A @ Affine(scale * identity, constant)

@@ -229,7 +229,9 @@ class LinearOperator(Operator):
         """Spectral norm, by power iteration on the normal operator (relative error about 1e-3 or less)."""
         from invdiff.operators.linalg import power_iteration
 
-        return math.sqrt(power_iteration(self.gram, n_steps=n_steps, seed=seed))
+        dtype, generator = COMPLEX[self.dtype] if self.in_complex else self.dtype, torch.Generator().manual_seed(seed)
+        x = torch.randn(self.in_shape, generator=generator, dtype=dtype).to(self.device)
+        return math.sqrt(power_iteration(self.gram, x, n_steps=n_steps))
 
     def prox(self, z: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
         """``argmin_x 1/2 |x - z|^2 + weight/2 |A x - y|^2`` with ``z`` (..., \\*in_shape), ``weight`` >= 0.
@@ -409,7 +411,7 @@ class Affine(Operator):
 
     Args:
         linear: the linear part ``L``.
-        constant: tensor of shape ``linear.out_shape``.
+        constant: tensor of shape ``linear.out_shape``; taken as zero where ``linear`` observes nothing.
 
     Example:
         >>> from invdiff.operators import Affine, Identity
@@ -425,7 +427,8 @@ class Affine(Operator):
         )  # fmt: skip
         if tuple(constant.shape) != linear.out_shape:
             raise ValueError(f"constant must have shape {linear.out_shape}, got {tuple(constant.shape)}.")
-        self.linear, self.constant, self.observed = linear, constant, linear.observed
+        self.linear, self.observed = linear, linear.observed
+        self.constant = constant if linear.observed is None else constant * linear.observed
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear._apply(x) + self.constant

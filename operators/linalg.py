@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from invdiff.operators.base import COMPLEX, LinearOperator
-
 
 def cg(
     H: Callable[[Tensor], Tensor],
@@ -74,11 +72,13 @@ def cg(
     return x
 
 
-def power_iteration(H: LinearOperator, *, n_steps: int = 30, seed: int = 0) -> float:
-    """Largest eigenvalue of a Hermitian positive semi-definite operator (Rayleigh quotient after ``n_steps``)."""
-    dtype = COMPLEX[H.dtype] if H.in_complex else H.dtype
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(H.in_shape, generator=generator, dtype=dtype).to(H.device)
+def power_iteration(H: Callable[[Tensor], Tensor], x: Tensor, *, n_steps: int = 30) -> float:
+    """Largest eigenvalue of a Hermitian positive semi-definite map (Rayleigh quotient after ``n_steps``).
+
+    Args:
+        H: the map, acting on tensors shaped like ``x``.
+        x: where to start; not orthogonal to the leading eigenvector, as a random image is not.
+    """
     value = 0.0
     for _ in range(n_steps):
         x = x / torch.linalg.vector_norm(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import torch
 from invdiff import ComplexGaussianNoise, GaussianNoise, Measurement, PoissonLogNoise, WeightedGaussianNoise
 from invdiff.operators import (
     CT,
+    Affine,
     Blur,
     Identity,
     Inpainting,
@@ -83,6 +85,17 @@ def test_model_units_are_a_change_of_variables(m: Measurement) -> None:
     torch.testing.assert_close(model.nll_grad(u), scale * m.nll_grad(scale * u + offset))
     x = m.prox(scale * u + offset, 0.5 * scale**2, n_steps=500, tolerance=1e-11)
     torch.testing.assert_close(model.prox(u, 0.5, n_steps=500, tolerance=1e-11), (x - offset) / scale)
+
+
+def test_an_affine_operator_is_data_shifted_by_its_constant() -> None:
+    A, shift = Inpainting(random_pixels((1, 4, 3), 0.6, seed=1)), torch.full((1, 4, 3), 0.5)
+    m = Measurement.simulate(torch.ones(1, 4, 3), A, GaussianNoise(0.1), seed=0)
+    affine = replace(m, A=Affine(A, shift), y=m.y + shift * A.observed)
+    torch.testing.assert_close(affine.residual(0.3 * shift), m.residual(0.3 * shift))  # zero where not observed
+    u = torch.rand(2, 1, 4, 3, generator=torch.Generator().manual_seed(0))
+    model = affine.in_model_units(0.7, 0.2)
+    assert model.linear is not None
+    torch.testing.assert_close(model.prox(u, 0.5), m.in_model_units(0.7, 0.2).prox(u, 0.5))
 
 
 def test_conditional_draws_have_the_mean_and_covariance_of_the_gaussian() -> None:

@@ -98,13 +98,15 @@ class DAPS:
         noise 0.05). Tasks: super-resolution, box-inpainting, random-inpainting, gaussian-blur, motion-blur,
         phase-retrieval, nonlinear-blur, hdr."""
         n_steps = 200 if task == "nonlinear-blur" else 100
-        kernel = Langevin(n_steps=n_steps, step_size=preset(_STEP_SIZE, task), step_decay=0.01, tau=0.01)
+        step_size, step_decay = preset(_STEP_SIZE, task), _last_over_first(0.01, 200)
+        kernel = Langevin(n_steps=n_steps, step_size=step_size, step_decay=step_decay, tau=0.01)
         return cls(n_anneal=200, n_ode=5, sigma_max=100.0, sigma_min=0.1, sigma_ode=0.01, kernel=kernel)
 
     @classmethod
     def released_code_hmc(cls, task: str) -> DAPS:
         """The same with the Hamiltonian kernel of the released code (the "pixel" HMC settings). Same tasks."""
         n_steps, step_size, step_decay, momentum = preset(_HMC_PIXEL, task)
+        step_decay = _last_over_first(step_decay, 200)
         kernel = HMC(n_steps=n_steps, step_size=step_size, step_decay=step_decay, momentum=momentum, tau=0.01)
         return cls(n_anneal=200, n_ode=5, sigma_max=100.0, sigma_min=0.1, sigma_ode=0.01, kernel=kernel)
 
@@ -112,6 +114,7 @@ class DAPS:
     def released_code_latent(cls, task: str) -> DAPS:
         """LatentDAPS (DAPS-100) of the released code, for a :class:`~invdiff.priors.LatentPrior`. Same tasks."""
         n_steps, step_size, step_decay, momentum = preset(_HMC_LATENT, task)
+        step_decay = _last_over_first(step_decay, 50)
         kernel = HMC(
             n_steps=n_steps, step_size=step_size, step_decay=step_decay, momentum=momentum, tau=0.01, clip=1.0
         )  # fmt: skip
@@ -122,6 +125,7 @@ class DAPS:
         """LatentDAPS with Stable Diffusion of the released code, noise 0.01. Classifier-free guidance (7.5, "a natural
         looking image") is the prior's business. Same tasks."""
         n_steps, step_size, step_decay, momentum = preset(_HMC_STABLE_DIFFUSION, task)
+        step_decay = _last_over_first(step_decay, 50)
         kernel = HMC(
             n_steps=n_steps, step_size=step_size, step_decay=step_decay, momentum=momentum, tau=0.01, clip=1.0
         )  # fmt: skip
@@ -143,11 +147,16 @@ class DAPS:
             for k in range(self.n_ode):
                 m = m + (s[k + 1] - s[k]) / s[k] * (m - D(m, s[k]))
             # x0 ~ N(x0; m, r_i^2 I) p(y | x0)
-            x0 = self.kernel(m, r[i], run, i / (N + 1))
+            x0 = self.kernel(m, r[i], run, i / (N - 1) if N > 1 else 1.0)
             # u_(i+1) ~ N(x0, S_(i+1)^2 I)
             u = x0 + S[i + 1] * run.randn() if S[i + 1] > 0 else x0
             run.report(i + 1, N, u, "a kernel step that is too long for this operator and noise.", sigma=S[i], x0=x0)
         return u
+
+
+def _last_over_first(delta: float, n_levels: int) -> float:
+    """The released code's step at level i is ``1 + i / (N + 1) (delta - 1)`` times the first: what i = N - 1 has."""
+    return 1 + (n_levels - 1) / (n_levels + 1) * (delta - 1)
 
 
 # eta_0 of the Langevin kernel, configs/task/*.yaml ("pixel" group) of the released code

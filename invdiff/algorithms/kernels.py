@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invdiff.algorithms.draw import Run, check_positive
 from invdiff.measurement import Measurement
+from invdiff.operators.linalg import power_iteration
 
 
 class Kernel(Protocol):
@@ -42,7 +43,7 @@ class Kernel(Protocol):
         ...
 
     def __call__(self, m: Tensor, S: float, run: Run, progress: float) -> Tensor:
-        """``progress`` runs from 0 to 1 over the annealing levels."""
+        """``progress`` runs from 0 at the first annealing level to 1 at the last (1 if there is only one)."""
         ...
 
 
@@ -131,6 +132,7 @@ class Langevin:
 
     def __post_init__(self) -> None:
         check_positive(self, "n_steps", "step_size", "step_decay")
+        _check_clip(self)
 
     def check(self, measurement: Measurement, sigmas: list[float]) -> None:
         """The iteration is unstable where step_size times curvature exceeds 2 (known for linear operators)."""
@@ -180,6 +182,7 @@ class HMC:
         check_positive(self, "n_steps", "step_size", "step_decay")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"HMC: momentum must lie in [0, 1), got {self.momentum}.")
+        _check_clip(self)
 
     def check(self, measurement: Measurement, sigmas: list[float]) -> None:
         """Unstable where step_size times curvature exceeds 2 (1 + momentum) (known for linear operators)."""
@@ -251,6 +254,11 @@ def _decayed(kernel: Langevin | HMC | Metropolis, progress: float) -> float:
     return kernel.step_size * (1 + progress * (kernel.step_decay - 1))
 
 
+def _check_clip(kernel: Langevin | HMC) -> None:
+    if kernel.clip is not None and kernel.tau is None:
+        raise ValueError(f"{type(kernel).__name__}: clip={kernel.clip} is of the gradient of tau^2 l; give tau too.")
+
+
 def _data_gradient(kernel: Langevin | HMC, measurement: Measurement) -> Callable[[Tensor], Tensor]:
     tau, clip = kernel.tau, kernel.clip
 
@@ -268,10 +276,16 @@ def _check_stable(kernel: Langevin | HMC, measurement: Measurement, sigmas: list
     if A is None:
         return
     precision = measurement.noise.precision(measurement.y)
-    largest = float(precision if isinstance(precision, float) else precision.max())
-    data = (largest if kernel.tau is None else 2 / kernel.tau**2) * A.norm() ** 2
+    if kernel.tau is not None:
+        data = 2 / kernel.tau**2 * A.norm() ** 2
+    elif isinstance(precision, float):
+        data = precision * A.norm() ** 2
+    else:
+        x = torch.randn(A.in_shape, generator=torch.Generator().manual_seed(0), dtype=A.dtype).to(A.device)
+        data = power_iteration(lambda x: A.H(precision * A(x)), x)
     for i, S in enumerate(sigmas):
-        eta, curvature = _decayed(kernel, i / len(sigmas)), data + 1 / S**2
+        progress = i / (len(sigmas) - 1) if len(sigmas) > 1 else 1.0
+        eta, curvature = _decayed(kernel, progress), data + 1 / S**2
         if eta * curvature > 1.01 * limit:  # 1 % for the estimate of the norm
             raise ValueError(
                 f"{type(kernel).__name__} diverges: step_size={eta:.3g} at level sigma={S:.3g} times the curvature "

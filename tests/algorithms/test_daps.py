@@ -15,7 +15,7 @@ import torch
 from invdiff import GaussianNoise, Measurement
 from invdiff.algorithms import DAPS
 from invdiff.algorithms.kernels import Langevin
-from invdiff.operators import Blur, Inpainting, gaussian_psf
+from invdiff.operators import Blur, Inpainting, gaussian_psf, random_pixels
 from invdiff.priors import GaussianMixturePrior, GaussianPrior, StationaryCovariance, karras_sigmas
 
 SHAPE = (1, 8, 8)
@@ -47,7 +47,7 @@ def recursion(daps: DAPS) -> tuple[torch.Tensor, torch.Tensor]:
         m_mean, m_var = mu + G * (mean - mu), G**2 * var
         if isinstance(daps.kernel, Langevin):
             k = daps.kernel
-            eta = k.step_size * (1 + i / (daps.n_anneal + 1) * (k.step_decay - 1))
+            eta = k.step_size * (1 + i / (daps.n_anneal - 1) * (k.step_decay - 1))
             P = 1 / r**2 + h**2 / SIGMA**2
             b_mean, b_gain = h * y / SIGMA**2, 1 / r**2
             x_mean, gain, noise = m_mean, torch.ones_like(G), torch.zeros_like(G)
@@ -121,6 +121,15 @@ def test_a_width_needs_a_prior_that_knows_its_error() -> None:
         DAPS(width=2.0)(two, M)
 
 
+@pytest.mark.parametrize("n_anneal", [1, 2, 5])
+def test_a_short_chain_solves_its_last_level(n_anneal: int) -> None:
+    # no later noise covers what the last solve leaves: an exact draw fits the data up to their noise
+    A = Inpainting(random_pixels(SHAPE, 0.5, seed=0)) @ Blur(PSF, SHAPE)  # no closed form
+    m = Measurement.simulate(PRIOR.sample(1, seed=1)[0].float(), A, GaussianNoise(0.05), seed=2).to(dtype=F64)
+    p = DAPS(n_anneal=n_anneal, sigma_max=20.0)(PRIOR, m, n_samples=8)
+    assert float(m.chi2(p.samples).mean()) < 1.5
+
+
 def test_costs_what_it_says() -> None:
     assert DAPS(n_anneal=7, n_ode=3)(PRIOR, M, n_samples=2).nfe == 21
 
@@ -128,7 +137,8 @@ def test_costs_what_it_says() -> None:
 def test_published_presets() -> None:
     daps = DAPS.released_code("box-inpainting")
     assert (daps.n_anneal, daps.n_ode, daps.sigma_max, daps.sigma_min) == (200, 5, 100, 0.1)
-    assert daps.kernel == Langevin(n_steps=100, step_size=5e-5, step_decay=0.01, tau=0.01)
+    # the released code: eta_i = eta (1 + i / (N + 1) (delta - 1)), here given by the last one, linear in between
+    assert daps.kernel == Langevin(n_steps=100, step_size=5e-5, step_decay=1 + 199 / 201 * (0.01 - 1), tau=0.01)
     with pytest.raises(KeyError, match="there are super-resolution"):
         DAPS.released_code("ct")
 

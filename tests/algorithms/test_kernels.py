@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from invdiff import GaussianNoise, Measurement
+from invdiff import GaussianNoise, Measurement, WeightedGaussianNoise
 from invdiff.algorithms.draw import Run
 from invdiff.algorithms.kernels import HMC, Conditional, Langevin, Metropolis
-from invdiff.operators import Inpainting
+from invdiff.operators import Inpainting, Matrix
 from invdiff.priors import Counted, GaussianPrior, StationaryCovariance
 from invdiff.random import SampleStreams
 
@@ -47,7 +49,31 @@ def test_the_target_is_reached(kernel: Conditional, bias: float) -> None:
 )
 def test_the_limit_of_the_step_is_named(kernel: Langevin, limit: str) -> None:
     with pytest.raises(ValueError, match=limit):
-        kernel.check(PRIOR.in_model_units(M), [S])
+        kernel.check(PRIOR.in_model_units(M), [S, S])
+
+
+def test_a_step_is_judged_at_the_level_where_it_is_longest_for_the_curvature() -> None:
+    # weak data: the curvature is 1 / S^2, largest at the last level, where the step has shrunk by step_decay
+    weak, sigmas = PRIOR.in_model_units(replace(M, noise=GaussianNoise(1e3))), [1.0, 0.3, 0.1]
+    Langevin(step_size=0.98 * 2 * 0.1**2 / 0.5, step_decay=0.5).check(weak, sigmas)
+    with pytest.raises(ValueError, match="level sigma=0.1 times"):
+        Langevin(step_size=1.05 * 2 * 0.1**2 / 0.5, step_decay=0.5).check(weak, sigmas)
+
+
+def test_weighted_data_bound_the_step_by_the_curvature_that_they_have() -> None:
+    # precisions 1 and 100 on the pixels that are seen weakly and strongly: |W^1/2 A|^2 = 4, max(W) |A|^2 = 400
+    A = Matrix(torch.tensor([[2.0, 0.0], [0.0, 0.1]]), (1, 1, 2), (1, 1, 2))
+    noise = WeightedGaussianNoise(torch.tensor([[[1.0, 100.0]]]))
+    m = Measurement(torch.zeros(1, 1, 2), A, noise)
+    Langevin(step_size=0.98 * 2 / (4 + 1 / S**2)).check(m, [S, S])
+    with pytest.raises(ValueError, match="exceeds 2"):
+        Langevin(step_size=1.05 * 2 / (4 + 1 / S**2)).check(m, [S, S])
+
+
+@pytest.mark.parametrize("kernel", [Langevin, HMC])
+def test_a_clip_without_tau_is_refused(kernel: type) -> None:
+    with pytest.raises(ValueError, match="give tau too"):
+        kernel(clip=1.0)
 
 
 def test_hmc_is_stable_up_to_its_limit_and_not_beyond() -> None:
