@@ -162,15 +162,16 @@ def draw(
 
         counted = D.n
         try:
-            parts.append(loop(Run(D, problem, SampleStreams(seed, indices, measurement.item), warm, report)).detach())
-        except (torch.cuda.OutOfMemoryError, MemoryError):
-            if len(indices) == 1:
+            u = loop(Run(D, problem, SampleStreams(seed, indices, measurement.item), warm, report))
+            parts.append(prior.to_image(u.detach(), measurement))
+        except (MemoryError, RuntimeError) as error:  # torch's allocator for a CPU raises a plain RuntimeError
+            if len(indices) == 1 or not _out_of_memory(error):
                 raise
             D.n, size = counted, len(indices) // 2
             continue
         first = indices.stop
     return Posterior(
-        samples=prior.to_image(torch.cat(parts), measurement),
+        samples=torch.cat(parts),
         units=measurement.units,
         algorithm=repr(algorithm),
         prior=f"{prior.info.name} {prior.info.sha256[:12]}".strip(),
@@ -182,12 +183,18 @@ def draw(
     )
 
 
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def start_level(measurement: Measurement, u: Tensor, n_probes: int = 8) -> float:
     """The white noise level whose residual would be as large as that of the image ``u``.
 
     An error ``e`` of standard deviation s per pixel makes ``chi2 = 1 + s^2 q`` with ``q = E |A z|^2 / (m sigma^2)``
     for ``z ~ N(0, I)``, estimated with ``n_probes`` draws. Errors that the operator does not see do not count, so
-    a start that is wrong mostly in the null space needs a larger level, given by hand.
+    a start that is wrong mostly in the null space needs a larger level, given by hand. A start made from the data
+    has taken in some of their noise, which lowers chi2 below 1 by as much as it adds to the error: the distance from
+    1 counts, and no less than what chi2 of the truth itself scatters by.
     """
     m = measurement
     z = torch.randn((n_probes, *u.shape), generator=torch.Generator().manual_seed(0), dtype=u.dtype).to(u.device)
@@ -195,7 +202,8 @@ def start_level(measurement: Measurement, u: Tensor, n_probes: int = 8) -> float
     Az = A(z) if A is not None else torch.stack([torch.func.jvp(m.A, (u,), (v,))[1] for v in z])
     q = m.mean_over_data(m.noise.precision(m.y) * Az.abs().square()).mean()
     q = q / (2 if m.A.out_complex else 1)
-    return float(((m.chi2(u) - 1).clamp(min=1e-4) / q).sqrt())
+    scatter = ((1 if m.A.out_complex else 2) / m.n_data) ** 0.5
+    return float(((m.chi2(u) - 1).abs().clamp(min=scatter) / q).sqrt())
 
 
 def check_finite(x: Tensor, step: int, cause: str) -> None:

@@ -21,7 +21,7 @@ class PosteriorCovariance(Protocol):
     """A model of ``V = Cov[x0 | u]``."""
 
     def weigh(self, u: Tensor, x0: Tensor, s: float, run: Run) -> tuple[Tensor, Tensor]:
-        """``Sigma^-1 (y - A x0)``, (n, \\*out_shape), and -2 log p(y | u) up to a constant of the level, (n,)."""
+        """``A^H Sigma^-1 (y - A x0)``, like ``x0``, and -2 log p(y | u) up to a constant of the level, (n,)."""
         ...
 
 
@@ -46,18 +46,20 @@ class Isotropic:
         return s**2 * self.sigma_data**2 / (s**2 + self.sigma_data**2)
 
     def weigh(self, u: Tensor, x0: Tensor, s: float, run: Run) -> tuple[Tensor, Tensor]:
-        """By the proximal point x* of x0 where that has a closed form, ``R Sigma^-1 (y - A x0) = y - A x*``; else by
-        conjugate gradients on the whitened data."""
+        """By the proximal point x* of x0 where that has a closed form, ``A^H Sigma^-1 (y - A x0) = (x* - x0) / r^2``;
+        else by conjugate gradients on the whitened data. The data's misfit at x*, which says the same, is lost to
+        rounding where the noise is small."""
         m = run.measurement
         A, precision, r2 = m.linear, m.noise.precision(m.y), self.variance(s)
         assert A is not None
         with torch.no_grad():
-            r = m.residual(x0.detach())
             if A.has_closed_form_prox and isinstance(precision, float):
-                w = precision * m.residual(m.prox(x0.detach(), r2))
-            else:
-                w = m.solve_covariance(r, r2, n_steps=self.n_cg, tolerance=self.tolerance)
-        return w, (w.conj() * r).real.flatten(1).sum(1)
+                x = m.prox(x0.detach(), r2)
+                move, misfit = (t.abs().square().flatten(1).sum(1) for t in (x - x0, m.residual(x)))
+                return (x - x0) / r2, move / r2 + precision * misfit
+            r = m.residual(x0.detach())
+            w = m.solve_covariance(r, r2, n_steps=self.n_cg, tolerance=self.tolerance)
+            return A.H(w), (w.conj() * r).real.flatten(1).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +98,13 @@ class Tweedie:
         if n_data > self.dense_limit or A.out_complex:
             with torch.enable_grad():
                 w = cg(apply, r, item_ndim=len(A.out_shape), n_steps=self.n_cg, tolerance=self.tolerance)
-            return w, (w.conj() * r).real.flatten(1).sum(1)
+            return A.H(w), (w.conj() * r).real.flatten(1).sum(1)
         eye = torch.eye(n_data, dtype=r.dtype, device=r.device).reshape(n_data, 1, *A.out_shape)
         Sigma = torch.stack([apply(e.expand_as(r)).flatten(1) for e in eye], 2)
         L = torch.linalg.cholesky((Sigma + Sigma.mT) / 2)
         w = torch.cholesky_solve(r.flatten(1)[..., None], L)[..., 0]
         log_det = 2 * L.diagonal(dim1=1, dim2=2).log().sum(1)
-        return w.reshape(r.shape), (w * r.flatten(1)).sum(1) + log_det
+        return A.H(w.reshape(r.shape)), (w * r.flatten(1)).sum(1) + log_det
 
 
 COVARIANCES: dict[str, type] = {"isotropic": Isotropic, "tweedie": Tweedie}
@@ -113,13 +115,11 @@ def likelihood_score(u: Tensor, s: float, run: Run, covariance: PosteriorCovaria
 
     ``Sigma`` is held fixed in the gradient. Everything returned is detached.
     """
-    A = run.measurement.linear
-    assert A is not None
     with torch.enable_grad():
         u = u.detach().requires_grad_(True)
         x0 = run.denoise(u, s)
-        w, deviance = covariance.weigh(u, x0, s, run)
-        (g,) = torch.autograd.grad(x0, u, A.H(w))
+        score, deviance = covariance.weigh(u, x0, s, run)
+        (g,) = torch.autograd.grad(x0, u, score)
     return x0.detach(), g, -0.5 * deviance
 
 

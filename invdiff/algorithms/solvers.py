@@ -227,10 +227,9 @@ def sample_prior(
         u, S = run.start(levels)
         return solver(run.denoise, u, S, run)
 
-    A = Identity(prior.shape).to(dtype=prior.dtype, device=prior.device)
-    nothing = Measurement(
-        torch.zeros(prior.shape, dtype=prior.dtype, device=prior.device), A, GaussianNoise(1.0), item=item
-    )
+    shape = getattr(prior, "image_shape", prior.shape)  # a latent prior has both
+    A = Identity(shape).to(dtype=prior.dtype, device=prior.device)
+    nothing = Measurement(torch.zeros(shape, dtype=prior.dtype, device=prior.device), A, GaussianNoise(1.0), item=item)
     with torch.no_grad():
         return draw(
             solver, loop, prior, nothing, n_samples=n_samples, seed=seed, batch_size=None, start=None,

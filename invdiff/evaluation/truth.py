@@ -111,14 +111,14 @@ class KnownCovariance:
 
     @torch.no_grad()
     def weigh(self, u: Tensor, x0: Tensor, s: float, run: Any) -> tuple[Tensor, Tensor]:
-        """``Sigma^-1 r = R^-1 (r - A d)`` with ``(V^-1 + A^T R^-1 A) d = A^T R^-1 r`` for the residual r."""
+        """``A^T Sigma^-1 r = A^T R^-1 (r - A d)`` with ``(V^-1 + A^T R^-1 A) d = A^T R^-1 r`` for the residual r."""
         m = run.measurement
         A, lam, r = m.linear, m.noise.precision(m.y), m.residual(x0.detach())
         P = self.precision + torch.eye(len(self.gram), dtype=torch.float64) / s**2 + lam * self.gram
         b = lam * A.H(r).flatten(1).double()
         d = torch.cholesky_solve(b.T, torch.linalg.cholesky(P)).T.to(x0).reshape(x0.shape)
         w = lam * (r - A(d))
-        return w, (w.conj() * r).real.flatten(1).sum(1)
+        return A.H(w), (w.conj() * r).real.flatten(1).sum(1)
 
 
 def _pigdm(cls: type, p: Problem, _: float) -> Any:

@@ -155,6 +155,18 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_samples(name: str) -> None
     assert p.nfe == q.nfe
 
 
+def test_the_cpus_own_way_of_being_out_of_memory_halves_the_batch_too() -> None:
+    class Small(GaussianPrior):
+        def denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            if x.shape[0] > 2:
+                torch.empty(2**60, dtype=torch.uint8)
+            return super().denoise(x, sigma)
+
+    m = measurements()["blur"]
+    p, q = (FAST["daps"](make_prior("daps", kind), m, n_samples=5) for kind in (Small, GaussianPrior))
+    torch.testing.assert_close(p.samples, q.samples, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_divergence_names_the_step(name: str) -> None:
     class Broken(GaussianPrior):

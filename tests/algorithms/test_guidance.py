@@ -10,7 +10,9 @@ from invdiff.algorithms.draw import Run, start_level
 from invdiff.algorithms.guidance import Isotropic, Tweedie, likelihood_score, without_overshoot
 from invdiff.operators import (
     CT,
+    BlockDownsample,
     Blur,
+    Identity,
     Inpainting,
     MultiCoilMRI,
     ParallelBeam,
@@ -20,6 +22,7 @@ from invdiff.operators import (
     gaussian_psf,
     random_pixels,
 )
+from invdiff.operators.base import LinearOperator
 from invdiff.priors import Counted, GaussianPrior, StationaryCovariance
 from invdiff.random import SampleStreams
 
@@ -87,6 +90,23 @@ def test_the_score_is_that_of_the_gaussian_likelihood(name: str, exact: bool) ->
     torch.testing.assert_close(log_p - log_p[0], expected - expected[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "A",
+    [Inpainting(random_pixels(SHAPE, 0.5, seed=0)), Blur(gaussian_psf(1.0, 5), SHAPE), BlockDownsample(SHAPE, 2)],
+    ids=["mask", "blur", "down"],
+)
+def test_the_score_of_precise_data_survives_single_precision(A: LinearOperator) -> None:
+    m = Measurement.simulate(X, A, GaussianNoise(1e-5), seed=1)
+    scores = []
+    for dtype in (torch.float32, F64):
+        prior = GaussianPrior(torch.zeros(SHAPE), PRIOR.covariance, dtype=dtype)
+        streams = SampleStreams(0, range(2))
+        run = Run(Counted(prior), prior.in_model_units(m.to(dtype=dtype)), streams, None, lambda *a, **k: None)
+        u = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=F64).to(dtype)
+        scores.append(likelihood_score(u, 0.5, run, Isotropic())[1].double())
+    assert float((scores[0] - scores[1]).norm() / scores[1].norm()) < 1e-3
+
+
 def test_guidance_is_shortened_only_where_it_overshoots() -> None:
     # V = s^2 J: the residual left is R Sigma^-1 r, never an overshoot; V far too narrow: it is, by a known factor
     run, s = make_run("blur"), 0.4
@@ -121,6 +141,12 @@ def test_the_start_level_of_white_noise_is_its_standard_deviation(name: str, lev
     z = torch.randn((40, *SHAPE), generator=torch.Generator().manual_seed(3), dtype=F64)
     found = torch.tensor([start_level(m, m.reference + level * v) for v in z])
     assert float(found.square().mean().sqrt()) == pytest.approx(level, rel=0.2)
+
+
+def test_a_start_that_is_the_data_enters_at_their_noise() -> None:
+    A = Identity(SHAPE)
+    m = Measurement.simulate(X, A, GaussianNoise(0.2), seed=1)
+    assert start_level(m, m.y) == pytest.approx(0.2, rel=0.1)  # its error is the noise, its residual nothing
 
 
 def test_a_start_must_be_one_finite_image() -> None:

@@ -86,7 +86,15 @@ def test_its_mean_beats_the_priors() -> None:
 def test_a_batch_equals_its_samples() -> None:
     m = problem(MASKED)
     whole = PSLD(n_steps=20)(PRIOR, m, n_samples=3, seed=4)
-    parts = PSLD(n_steps=20)(PRIOR, m, n_samples=3, seed=4, batch_size=1)
+    decoded: list[int] = []
+
+    def decoder(z: torch.Tensor) -> torch.Tensor:
+        decoded.append(len(z))
+        return PRIOR.decode(z)
+
+    counting = LatentPrior(PRIOR.encode, decoder, PRIOR.denoiser, image_shape=IMAGE)
+    parts = PSLD(n_steps=20)(counting, m, n_samples=3, seed=4, batch_size=1)
+    assert max(decoded) == 1  # the samples at the end, too
     torch.testing.assert_close(whole.samples, parts.samples, rtol=1e-9, atol=1e-9)
 
 

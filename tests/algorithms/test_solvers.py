@@ -15,6 +15,7 @@ from invdiff.priors import (
     DDPMGrid,
     GaussianPrior,
     KarrasGrid,
+    LatentPrior,
     QuadraticDDPMGrid,
     StationaryCovariance,
 )
@@ -75,6 +76,20 @@ def test_matched_steps_keep_the_variance_of_a_white_gaussian() -> None:
     for a, b in zip(s[:-1], s[1:], strict=True):
         u = matched_step(u, run.denoise(u, a), a, b, 0.5, run)
     assert float(u.var()) == pytest.approx(0.25, rel=4 * (2 / u.numel()) ** 0.5)
+
+
+def test_unconditional_samples_of_a_latent_prior_are_images() -> None:
+    latents = GaussianPrior(torch.zeros(1, 2, 2), StationaryCovariance(torch.full((1, 2, 2), 0.25)))
+    prior = LatentPrior(
+        lambda x: x[..., ::2, ::2],
+        lambda z: z.repeat_interleave(2, 2).repeat_interleave(2, 3),
+        latents,
+        image_shape=(1, 4, 4),
+    )
+    x = sample_prior(prior, 300, n_steps=50).samples
+    assert x.shape == (300, 1, 4, 4)
+    assert torch.equal(x[..., ::2, ::2], x[..., 1::2, 1::2])
+    assert float(x.var()) == pytest.approx(0.25, rel=0.15)
 
 
 def test_unconditional_samples_of_a_prior() -> None:
