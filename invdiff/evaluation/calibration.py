@@ -110,6 +110,8 @@ def spread_skill(samples: Tensor, truth: Tensor) -> float:
 def ranks(samples: Tensor, truth: Tensor) -> Tensor:
     """How many samples lie below the truth, per pixel: (n_data, \\*shape), uniform on 0 .. S for posterior draws.
 
+    Samples equal to the truth (clipped values, an empty background) count as below or above at random, always the same.
+
     Args:
         samples: (n_data, n_samples, \\*shape).
         truth: (n_data, \\*shape).
@@ -120,14 +122,22 @@ def ranks(samples: Tensor, truth: Tensor) -> Tensor:
         [[2]]
     """
     _check(samples, truth, 1)
-    return (samples < truth[:, None]).sum(1)
+    return _ranks(samples, truth)
+
+
+def _ranks(samples: Tensor, truth: Tensor) -> Tensor:
+    below, equal = (samples < truth[:, None]).sum(1), (samples == truth[:, None]).sum(1)
+    if equal.any():
+        share = torch.rand(equal.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        below = below + (share.to(equal.device) * (equal + 1)).long()
+    return below
 
 
 def coverage(rank: Tensor, n_samples: int, level: float) -> float:
     """Share of truths within the central interval between two order statistics of the samples.
 
-    The interval whose nominal level ``(S + 1 - 2 a) / (S + 1)`` is nearest to ``level`` (S = 16: 15/17 for 0.9 and
-    9/17 for 0.5). Interpolated quantiles of few samples would undercover.
+    The interval whose nominal level ``(S + 1 - 2 a) / (S + 1)``, a >= 1, is nearest to ``level`` (S = 16: 15/17 for 0.9
+    and 9/17 for 0.5; S = 4: 3/5 for both). Interpolated quantiles of few samples would undercover.
 
     Args:
         rank: from :func:`ranks`.
@@ -141,7 +151,7 @@ def coverage(rank: Tensor, n_samples: int, level: float) -> float:
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}.")
-    a = round((1 - level) / 2 * (n_samples + 1))
+    a = max(1, round((1 - level) / 2 * (n_samples + 1)))
     return float(((rank >= a) & (rank <= n_samples - a)).double().mean())
 
 
@@ -232,7 +242,7 @@ def tarp(samples: Tensor, truth: Tensor, references: Tensor) -> tuple[Tensor, Te
         raise ValueError(f"Expected references of shape {tuple(truth.shape)}, got {tuple(references.shape)}.")
     d_samples = (samples - references[:, None]).flatten(2).norm(dim=2)
     d_truth = (truth - references).flatten(1).norm(dim=1)
-    rank = (d_samples < d_truth[:, None]).sum(1)
+    rank = _ranks(d_samples, d_truth)
     k = torch.arange(1, S + 1, device=rank.device)
     expected = (rank[:, None] < k).double().mean(0)
     levels = k.double() / (S + 1)
@@ -276,7 +286,8 @@ def mmse_gap_db(estimate: Tensor, truth: Tensor, optimum: Tensor) -> float:
     if not estimate.shape == truth.shape == optimum.shape:
         shapes = [tuple(t.shape) for t in (estimate, truth, optimum)]
         raise ValueError(f"estimate, truth and optimum must have the same shape, got {shapes}.")
-    return 10 * math.log10(float((estimate - truth).square().mean() / (optimum - truth).square().mean()))
+    ratio = float((estimate - truth).square().mean() / (optimum - truth).square().mean())
+    return 10 * math.log10(ratio) if ratio else -math.inf
 
 
 def mode_frequencies(samples: Tensor, modes: Tensor) -> Tensor:

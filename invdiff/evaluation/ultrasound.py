@@ -103,7 +103,7 @@ def fwhm(profile: Tensor, spacing: float, peak: int | None = None) -> float:
         peak: index of the peak; None: the highest value.
 
     Raises:
-        ValueError: the profile does not fall to half its peak on both sides.
+        ValueError: the profile is not positive at its peak, or does not fall to half of it on both sides.
 
     Example:
         >>> from invdiff.evaluation.ultrasound import fwhm
@@ -115,6 +115,8 @@ def fwhm(profile: Tensor, spacing: float, peak: int | None = None) -> float:
         raise ValueError(f"profile must have one dimension, got shape {tuple(profile.shape)}.")
     peak = int(values.argmax()) if peak is None else peak
     half = float(values[peak]) / 2
+    if not half > 0:
+        raise ValueError(f"The profile must be positive at its peak, got {2 * half:g} at index {peak}.")
     edges = []
     for step in (-1, 1):
         i = peak
@@ -150,7 +152,7 @@ def point_widths(envelope: Tensor, scan: PlaneWaveScan, region: Tensor) -> tuple
         (True, True)
     """
     image = envelope.reshape(scan.image_shape)
-    highest = torch.where(region.reshape(scan.image_shape), image, -math.inf).argmax()
+    highest = torch.where(region.to(image.device).reshape(scan.image_shape), image, -math.inf).argmax()
     row, column = divmod(int(highest), scan.image_shape[1])
     dz, dx = scan.pixel_size
     return fwhm(image[:, column], dz, row), fwhm(image[row], dx, column)

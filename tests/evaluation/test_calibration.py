@@ -65,6 +65,23 @@ def test_fair_crps_does_not_depend_on_the_number_of_samples(calibrated: tuple[to
     assert float(few) == pytest.approx(float(fair_crps(samples, truth).mean()), rel=0.01)
 
 
+def test_ranks_of_equal_values_are_uniform() -> None:
+    # one law with an atom: half of the values are clipped to zero
+    rank = ranks(randn(N, S, 2, seed=0).clamp(min=0), randn(N, 2, seed=1).clamp(min=0))
+    assert coverage(rank, S, 0.9) == pytest.approx(15 / 17, abs=0.02)
+    assert sbc_total_variation(rank, S) < 0.03
+    assert coverage(ranks(torch.zeros(N, S), torch.zeros(N)), S, 0.9) == pytest.approx(15 / 17, abs=0.02)
+
+
+def test_few_samples_have_intervals_too() -> None:
+    rank = ranks(1e-3 * randn(N, 4, seed=0), randn(N, seed=1))
+    assert coverage(rank, 4, 0.9) < 0.01  # far too narrow; nominal 3/5
+
+
+def test_an_estimate_without_error_has_an_infinite_gain() -> None:
+    assert mmse_gap_db(torch.zeros(2), torch.zeros(2), torch.ones(2)) == -math.inf
+
+
 def test_fair_crps_sorts_any_number_of_samples() -> None:
     for n in (*range(2, 36), 100, 128, 129, 300):
         s, x = randn(2, n, 5, seed=n), randn(2, 5, seed=n + 1)

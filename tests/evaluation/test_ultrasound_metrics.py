@@ -69,6 +69,8 @@ def test_width_of_a_gaussian(shift: float) -> None:
     assert fwhm(two, 0.1, peak=int(profile.argmax())) == pytest.approx(expected, rel=3e-3)
     with pytest.raises(ValueError, match="does not fall"):
         fwhm(profile[:52], 0.1)
+    with pytest.raises(ValueError, match="positive at its peak"):
+        fwhm(torch.zeros(5), 0.1)
 
 
 def test_widths_of_a_point_and_discs() -> None:
