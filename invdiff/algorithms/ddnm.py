@@ -5,9 +5,10 @@ arXiv 2212.00490, eq. (13), (17) to (19) and algorithm 2 (time travel).
 
 Deviations from the paper and the released code:
 
-1. ``Sigma_t`` and ``Phi_t`` are per singular value (the paper's general form) in VE units; ports that use one
-   number for all assume that every singular value is 1.
-2. The injected noise has standard deviation ``eta s'`` (the released code's convention, not the eta of DDIM).
+1. ``Sigma_t`` and ``Phi_t`` are per singular value (the paper's general form, and the released code) in VE units;
+   ports that use one number for all assume that every singular value is 1.
+2. ``eta`` is the released code's: the share ``eta`` of the next level's noise is new, where it is not the data's. The
+   paper has no such parameter; with ``eta = 1`` lambda of imprecise data is 0 (the paper: ``s' c / sigma_y``).
 3. Time travel goes back by renoising the state, ``travel`` repeats at every level (the paper jumps several).
 """
 
@@ -33,7 +34,8 @@ class DDNM:
 
     Attributes:
         n_steps: denoising steps.
-        eta: standard deviation of the injected noise over the next level, in [0, 1].
+        eta: standard deviation of the new noise over the next level's, in [0, 1], where the data are silent or too
+            imprecise to stand for it.
         travel: repeats of each step, renoised in between (1: none).
         grid: noise levels.
 
@@ -84,20 +86,21 @@ class DDNM:
         N = len(S) - 1
         for i in range(N):
             s, s_next = S[i], S[i + 1]
-            a = eta * s_next  # standard deviation of the injected noise
-            # lambda = min(1, a c / sigma_y): as much of the data as the injected noise can hide
-            lam = torch.where(noise > a, a / noise.clamp(min=1e-30), (c > 0).to(c))
-            if s_next == 0:
-                lam = torch.zeros_like(c)
+            old, new = (1 - eta**2) ** 0.5 * s_next, eta * s_next  # deviations of the kept noise and of the new
+            precise = noise <= s_next
+            # where the data are precise they replace x0, and their noise is part of the next level's; where they are
+            # not, as much of them as stands for the kept noise; where they are silent, nothing (c = 0)
+            lam = torch.where(precise, 1.0, old / noise.clamp(min=1e-30)) * (c > 0)
+            fill = torch.where(precise, (s_next**2 - noise.square()).clamp(min=0).sqrt(), new)
             for k in range(self.travel):
                 x0 = run.denoise(u, s)
                 eps = (u - x0) / s
                 # x0 <- x0 - V lambda V^T (x0 - A^+ y)
                 x0 = x0 + svd.image(lam * (y - svd.coefficients(x0)))
-                # noise of covariance (eta s')^2 - (lambda sigma_y / c)^2, so that the data's own noise fills it up
                 z = run.randn()
-                fill = (a**2 - (lam * noise).square()).clamp(min=0).sqrt() - a
-                v = x0 + (1 - eta**2) ** 0.5 * s_next * eps + a * z + svd.image(fill * svd.coefficients(z))
+                silent = old * eps + new * z
+                seen = torch.where(c > 0, fill * svd.coefficients(z) - svd.coefficients(silent), 0.0)
+                v = x0 + silent + svd.image(seen)
                 if k + 1 < self.travel:
                     u = v + (s**2 - s_next**2) ** 0.5 * run.randn()
             u = v

@@ -158,8 +158,9 @@ class MCGTomography:
 
     @classmethod
     def released_code(cls) -> MCGTomography:
-        """HJ-harry/MCG_diffusion@d5bfd15f: 2000 steps, sigma 0.01 to 378 in [0, 1] units (twice that here)."""
-        return cls(n_steps=2000, sigma_max=756.0, sigma_min=0.02)
+        """HJ-harry/MCG_diffusion@d5bfd15f: 2000 steps, sigma 0.01 to 378 and w = 0.1 in [0, 1] units (twice that
+        here: the gradient of ``|A^+ (y - A x0)|`` is the same number, a step is twice as long)."""
+        return cls(n_steps=2000, sigma_max=756.0, sigma_min=0.02, guidance_scale=0.2)
 
     @sampler(backprop=True)
     def __call__(self, run: Run) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,11 +44,25 @@ def test_mcg_keeps_the_data_with_their_noise_to_the_last_digit() -> None:
     assert float((s - m.y)[:, MASK].abs().max()) < 1e-9
 
 
-def test_ddnm_spends_the_datas_noise_as_its_own() -> None:
-    # where the data are seen, all samples share the data's noise: no spread there, whatever sigma
-    s = DDNM(n_steps=100, grid=GRID)(WHITE, problem(0.1), n_samples=40).samples
-    assert float(s.var(0)[MASK].mean()) < 0.05 * 0.1**2
-    assert float(s.var(0)[~MASK].mean()) > 0.1
+def test_ddnm_follows_its_exactly_known_law() -> None:
+    # a white prior and a mask: scalar recursions of the mean and the variance, from the paper's eq. (17) to (19) with
+    # the released code's eta. Seen pixels hold the data, whose noise counts as the level's, until sigma exceeds that.
+    sigma, eta, n, m = 0.1, 0.85, 2000, problem(0.1)
+    S = [*GRID(30)]
+    y = m.y
+    mean, var = torch.zeros(SHAPE, dtype=F64), torch.full(SHAPE, S[0] ** 2, dtype=F64)
+    for s, t in zip(S[:-1], S[1:], strict=True):
+        g, old, new = 0.25 / (0.25 + s**2), (1 - eta**2) ** 0.5 * t, eta * t
+        keep = g + old * (1 - g) / s
+        if sigma <= t:
+            seen = y, torch.full_like(y, t**2 - sigma**2)
+        else:
+            lam = old / sigma
+            seen = (1 - lam) * g * mean + lam * y, ((1 - lam) * g) ** 2 * var + new**2
+        mean, var = torch.where(MASK, seen[0], keep * mean), torch.where(MASK, seen[1], keep**2 * var + new**2)
+    x = DDNM(n_steps=30, eta=eta, grid=GRID)(WHITE, m, n_samples=n).samples
+    assert float(((x.mean(0) - mean) / (var / n).sqrt()).abs().max()) < 4.5
+    assert float((x.var(0) / var - 1).abs().max()) < 5 * (2 / n) ** 0.5
 
 
 def test_exact_class_samplers_match_a_white_gaussian_posterior() -> None:
@@ -106,6 +121,20 @@ def test_mcg_for_tomography_ends_on_the_data() -> None:
     s = MCGTomography(n_steps=150, sigma_max=20.0, sigma_min=0.01)(PRIOR, m, n_samples=4).samples
     assert float((s - m.y)[:, MASK].square().mean()) < 0.01 * float(m.y[MASK].square().mean())
     assert float(s.var(0)[~MASK].mean()) > 1e-3
+
+
+def test_mcg_for_tomography_in_units_twice_as_large() -> None:
+    # images twice as large: noise levels and w double, as in the preset, whose code has images in [0, 1]
+    m = problem(0.1)
+    twice = replace(m, A=0.5 * m.A, reference=None)
+    large = GaussianPrior(
+        torch.zeros(SHAPE), StationaryCovariance(4 * COVARIANCE.eigenvalues.reshape(SHAPE)), dtype=F64
+    )
+    a = MCGTomography(n_steps=40, sigma_max=10.0, sigma_min=0.01, guidance_scale=0.1)(PRIOR, m, n_samples=2)
+    b = MCGTomography(n_steps=40, sigma_max=20.0, sigma_min=0.02, guidance_scale=0.2)(large, twice, n_samples=2)
+    torch.testing.assert_close(2 * a.samples, b.samples, rtol=1e-6, atol=1e-6)
+    preset = MCGTomography.released_code()
+    assert (preset.sigma_max, preset.sigma_min, preset.guidance_scale) == (2 * 378, 2 * 0.01, 2 * 0.1)
 
 
 @pytest.mark.parametrize(
