@@ -32,6 +32,7 @@ def plane_wave_measurement(
     sampling_frequency: float,
     centre_frequency: float,
     sound_speed: float,
+    phase_times: np.ndarray | float | None = None,
     bandwidth: float | None = None,
     image_shape: tuple[int, int] = (256, 256),
     depth: tuple[float, float] | None = None,
@@ -50,6 +51,8 @@ def plane_wave_measurement(
         angles: rad.
         start_times: of the first sample, per transmit, s after the wave passes (0, 0).
         sampling_frequency, centre_frequency, sound_speed: Hz, Hz, m/s; for IQ the demodulation frequency.
+        phase_times: for IQ: the first sample again, per transmit, s, on the clock t of the carrier
+            ``exp(-2 pi i f t)`` that the data were demodulated with. None: that of ``start_times``.
         bandwidth: of the two-way pulse as a fraction of the centre frequency, full width at -6 dB: the operator
             contains that Gaussian pulse. None: it has none, and the image contains the pulse.
         image_shape: (nz, nx); the image is as wide as the array.
@@ -80,7 +83,8 @@ def plane_wave_measurement(
             raise ValueError(f"the {name} must lie between {low:g} and {high:g}, got {value:g}.")
     if not ((np.abs(elements).max() < 1 and np.ptp(elements) > 0) or elements.size == 1):
         raise ValueError("the elements must lie within 1 m of the middle of the array, apart from each other.")
-    if not (np.isfinite(starts).all() and np.abs(starts).max() < 1):
+    clock = starts if phase_times is None else np.atleast_1d(np.asarray(phase_times, np.float64))
+    if not (np.abs(starts).max() < 1 and np.abs(clock).max() < 1):
         raise ValueError("the times of the first samples must be finite and below 1 s.")
     if bandwidth is not None and not 0.01 <= bandwidth <= 2:
         raise ValueError(f"bandwidth must be a fraction of the centre frequency from 0.01 to 2, got {bandwidth:g}.")
@@ -89,6 +93,9 @@ def plane_wave_measurement(
     if not np.isfinite(y).all():
         raise ValueError(f"the samples have {int((~np.isfinite(y)).sum())} non-finite value(s) in {y.size}.")
     iq = np.iscomplexobj(y)
+    if iq:  # the operator's carrier starts when the wave passes (0, 0)
+        carrier = np.exp(-2j * np.pi * centre_frequency * (starts - clock)).astype(np.complex64)
+        y = y * carrier[:, None, None]
 
     if depth is None:
         reach = sound_speed / 2 / MM * (starts.max() + np.array([0, (y.shape[-1] - 1) / sampling_frequency]))

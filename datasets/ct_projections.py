@@ -2,9 +2,10 @@
 
 B. Chen, X. Duan, Z. Yu, S. Leng, L. Yu, C. McCollough, "Development and validation of an open data format for CT
 projection data", Med. Phys. 42, 2015; T. Moen and others, "Low-dose CT image and projection dataset", Med. Phys. 48,
-2021, table IV. A folder with one DICOM file per view; the geometry is in private tags. The detector's focal centre
-is at ``rho (-sin phi, cos phi)``, columns increase in the direction in which it moves for growing phi, rows with z;
-the central element counts from 1. Images come out in the scanner's axes, which a patient image may mirror.
+2021, table IV. A folder with one DICOM file per view, numbered by InstanceNumber; the geometry is in private tags. The
+detector's focal centre is at ``rho (-sin phi, cos phi)``, columns increase in the direction in which it moves for
+growing phi, rows with z; the central element counts from 1. Images come out in the scanner's axes, which a patient
+image may mirror.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def read(
     if not files:
         raise ValueError(f"{path.name} holds no DICOM file.")
     headers = [read_dataset(file, pixels=False) for file in files]
+    order = _order(headers)
+    files, headers = [files[i] for i in order], [headers[i] for i in order]
     first = headers[0]
 
     def every(tag: int) -> np.ndarray:
@@ -164,6 +167,14 @@ def read(
             **placement(image_shape, pixel_size, _thickness(scalars)),
         },
     )
+
+
+def _order(headers: list[Any]) -> list[int]:
+    """Indices of the views by InstanceNumber if all files have distinct ones, else as they are: by file name."""
+    numbers = [h.get("InstanceNumber") for h in headers]
+    if all(isinstance(n, int) for n in numbers) and len(set(numbers)) == len(numbers):
+        return sorted(range(len(numbers)), key=numbers.__getitem__)
+    return list(range(len(numbers)))
 
 
 def _turn(path: Path, angles: np.ndarray, height: np.ndarray, z: float) -> np.ndarray:

@@ -307,12 +307,18 @@ def _fill(
     phases = None if along is None else readout_phases(*along, nx)
     center = ny // 2 if header.center is None else header.center
     center_2 = nz // 2 if header.center_2 is None else header.center_2
+    step_1, step_2 = (heads["idx"][f"kspace_encode_step_{i}"][lines].astype(np.int64) for i in (1, 2))
+    ys, zs = step_1 - center + ny // 2, step_2 - center_2 + nz // 2
+    outside = (ys < 0) | (ys >= ny) | (zs < 0) | (zs >= nz)
+    if outside.any():
+        raise ValueError(
+            f"{name}: readout {lines[outside.argmax()]} lies outside of the encoded matrix {nx} x {ny} x {nz}."
+        )
     kspace = np.zeros((n_coils, nz, ny, nx if phases is None else 1), np.complex64)
     sampled = np.zeros(kspace.shape[1:], bool)
-    step_1, step_2 = (heads["idx"][f"kspace_encode_step_{i}"][lines].astype(np.int64) for i in (1, 2))
-    repeats = np.bincount(step_2 * (int(step_1.max()) + 1) + step_1)
+    repeats = np.bincount(zs * ny + ys)
     n_averages = int(repeats.max()) if len(set(repeats[repeats > 0])) == 1 else 1
-    for i, y, z in zip(lines, step_1 - center + ny // 2, step_2 - center_2 + nz // 2, strict=True):
+    for i, y, z in zip(lines, ys, zs, strict=True):
         data = _samples(records, heads, i, name)
         if len(data) != n_coils:
             raise ValueError(f"{name}: readout {i} has {len(data)} coils, others {n_coils}.")
@@ -321,7 +327,7 @@ def _fill(
             raise ValueError(f"{name}: readout {i} discards {pre} + {post} of its {data.shape[1]} samples.")
         data = data[:, pre : data.shape[1] - post]
         x = nx // 2 - (int(heads["center_sample"][i]) - pre)
-        if not (0 <= z < nz and 0 <= y < ny and 0 <= x and x + data.shape[1] <= nx):
+        if x < 0 or x + data.shape[1] > nx:
             raise ValueError(f"{name}: readout {i} lies outside of the encoded matrix {nx} x {ny} x {nz}.")
         if phases is not None:
             if data.shape[1] < nx:

@@ -2,7 +2,7 @@
 
 The header is text, ``Key = value`` a line, ending with ``ElementDataFile``; voxels follow in the file (LOCAL) or lie
 in the named file beside it, as they are or compressed with zlib. Positions are in LPS, as in DICOM; the affine
-here is RAS. Header keys: the MetaIO documentation of ITK.
+here is RAS. Header keys: the MetaIO documentation of ITK, where some have three names.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ TYPES = {
     "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
 }  # fmt: skip
 START = (b"ObjectType", b"NDims")
+PLACE, TURN = ("Offset", "Position", "Origin"), ("TransformMatrix", "Rotation", "Orientation")  # synonyms
 LONGEST = 2**20  # bytes of header; that of a tracked sequence has lines for each frame
 
 
@@ -94,8 +95,9 @@ def _layout(header: dict[str, str], path: Path) -> tuple[tuple[int, ...], np.dty
         shape = tuple(int(n) for n in header["DimSize"].split())
         n = int(header["NDims"])
         spacing = [float(v) for v in header.get("ElementSpacing", "1 " * n).split()]
-        offset = [float(v) for v in header.get("Offset", header.get("Position", "0 " * n)).split()]
-        turn = np.array(header.get("TransformMatrix", " ".join(str(float(v)) for v in np.eye(n).flat)).split(), float)
+        place, turned = (next((header[k] for k in keys if k in header), None) for keys in (PLACE, TURN))
+        offset = [0.0] * n if place is None else [float(v) for v in place.split()]
+        turn = np.eye(n) if turned is None else np.array(turned.split(), float)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path.name}: the MetaImage header is incomplete or damaged ({error}).") from None
     good = len(shape) == len(spacing) == len(offset) == n and turn.size == n * n and 2 <= n <= 7 and min(shape) > 0
@@ -110,7 +112,7 @@ def _layout(header: dict[str, str], path: Path) -> tuple[tuple[int, ...], np.dty
         )
     big = (header.get("BinaryDataByteOrderMSB") or header.get("ElementByteOrderMSB") or "False").lower() == "true"
     affine = np.eye(4)
-    k = min(n, 3)  # rows of TransformMatrix are the directions of the axes
+    k = min(n, 3)  # rows of the matrix are the directions of the axes
     affine[:k, :k] = turn.reshape(n, n)[:k, :k].T * spacing[:k]
     affine[:k, 3] = offset[:k]
     affine[:2] *= -1  # LPS to RAS

@@ -137,7 +137,7 @@ def read(path: Path) -> Measurement:
     section, build = MODALITIES[modality]
     table.known(*EVERYWHERE, section)
     stated = _noise(table.table("noise"), modality) if "noise" in table.values or modality != "mri" else None
-    y, A, scale, estimated = build(read_npy(npy), table.table(section), toml.parent)
+    y, A, scale, estimated = build(read_npy(npy), table.table(section), toml.parent, stated)
     noise = stated or estimated
     assert noise is not None
     side = table.number("pixel_size", 0.0)
@@ -253,11 +253,11 @@ class _Table:
 Built = tuple[Tensor, Operator, float, Noise | None]  # y, A, image_scale unless stated, noise if it need not be stated
 
 
-def _parallel(data: np.ndarray, table: _Table, folder: Path) -> Built:
+def _parallel(data: np.ndarray, table: _Table, folder: Path, stated: Noise | None) -> Built:
     return _ct(data, table, ParallelBeam, ())
 
 
-def _fan(data: np.ndarray, table: _Table, folder: Path) -> Built:
+def _fan(data: np.ndarray, table: _Table, folder: Path, stated: Noise | None) -> Built:
     return _ct(data, table, FanBeam, ("source_origin", "source_detector"))
 
 
@@ -296,7 +296,7 @@ def _angles(table: _Table) -> list[float]:
     return table.numbers("angles")
 
 
-def _blur(data: np.ndarray, table: _Table, folder: Path) -> Built:
+def _blur(data: np.ndarray, table: _Table, folder: Path, stated: Noise | None) -> Built:
     table.known("psf")
     y = _image(data, table)
     if isinstance(table.values.get("psf"), dict):
@@ -314,7 +314,7 @@ def _blur(data: np.ndarray, table: _Table, folder: Path) -> Built:
     return y, Blur(psf, (y.shape[0], y.shape[1], y.shape[2])), 1.0, None
 
 
-def _inpainting(data: np.ndarray, table: _Table, folder: Path) -> Built:
+def _inpainting(data: np.ndarray, table: _Table, folder: Path, stated: Noise | None) -> Built:
     table.known("mask")
     y = _image(data, table)
     mask = torch.from_numpy(_neighbour(table, "mask", folder) != 0)
@@ -326,10 +326,11 @@ def _inpainting(data: np.ndarray, table: _Table, folder: Path) -> Built:
     return y * mask, Inpainting(mask), 1.0, None
 
 
-def _mri(data: np.ndarray, table: _Table, folder: Path) -> Built:
+def _mri(data: np.ndarray, table: _Table, folder: Path, stated: Noise | None) -> Built:
     table.known("mask", "maps", "magnitude")
     mask, maps = (_neighbour(table, key, folder) if key in table.values else None for key in ("mask", "maps"))
-    m = kspace_measurement(data, mask=mask, maps=maps, magnitude=table.flag("magnitude", True))
+    sigma = stated.sigma if isinstance(stated, ComplexGaussianNoise) else None
+    m = kspace_measurement(data, mask=mask, maps=maps, sigma=sigma, magnitude=table.flag("magnitude", True))
     return m.y, m.A, m.image_scale, m.noise
 
 
@@ -360,7 +361,7 @@ def _noise(table: _Table, modality: str) -> Noise:
 
 
 # modality: (the table that describes its operator, what builds data and operator from it)
-MODALITIES: dict[str, tuple[str, Callable[[np.ndarray, _Table, Path], Built]]] = {
+MODALITIES: dict[str, tuple[str, Callable[[np.ndarray, _Table, Path, Noise | None], Built]]] = {
     "ct-parallel": ("geometry", _parallel),
     "ct-fan": ("geometry", _fan),
     "mri": ("mri", _mri),

@@ -47,6 +47,8 @@ class Modality:
             return x, pixel_size
         lo, hi = self.value_range
         used = np.any(x > lo + 0.05 * (hi - lo), axis=0)
+        if not used.any():
+            return x, 1.0
         rows, columns = (np.flatnonzero(used.any(axis)) for axis in (1, 0))
         return x[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1.0
 
@@ -58,7 +60,8 @@ def over_water(hu: np.ndarray) -> np.ndarray:
 
 def over_percentile(magnitude: np.ndarray) -> np.ndarray:
     """The 99.5th percentile of the positive values of the volume becomes 1."""
-    return magnitude.astype(np.float32) / np.percentile(magnitude[magnitude > 0][::7], 99.5)
+    positive = magnitude[magnitude > 0][::7]
+    return magnitude.astype(np.float32) / (np.percentile(positive, 99.5) if positive.size else 1)
 
 
 def over_acrylic(mu: np.ndarray) -> np.ndarray:
@@ -124,30 +127,51 @@ def build_slices(
         train, validation: volume files; keep subjects apart.
         coarsest: halve the resolution while the pixel stays below this size.
         phantoms: name to (split, images (1, y, x) in the modality's stored units, pixel size), each a volume too.
+
+    Raises:
+        ValueError: a volume is listed twice, or none of its slices shows anything.
     """
     volumes: list[tuple[str, str, Callable[[], tuple[np.ndarray, float]]]] = []
     for split, names in (("train", train), ("validation", validation)):
-        volumes += [(Path(name).name, split, partial(volume_slices, (root or Path()) / name)) for name in names]
+        volumes += [(str(name), split, partial(volume_slices, (root or Path()) / name)) for name in names]
     for name, (split, images, size) in (phantoms or {}).items():
         volumes.append((name, split, partial(_phantom_slices, images, size)))
 
+    groups, labels = _names([name for name, _, _ in volumes])
     lo, hi = modality.value_range
     with atomic_path(path) as tmp, h5py.File(tmp, "w") as f:
         f.attrs["value_range"] = modality.value_range
-        for name, split, load in volumes:
+        for (name, split, load), group_name, label in zip(volumes, groups, labels, strict=True):
             x, size = modality.prepare(*load())
             keep = (x > lo + 0.15 * (hi - lo)).mean((1, 2)) > 0.08  # drop slices that are nearly all air
+            if not keep.any():
+                raise ValueError(
+                    f"{name}: no slice has more than 8 % of its pixels above {lo + 0.15 * (hi - lo):g} (relative "
+                    f"value). Leave this volume out, or state the modality that fits its values."
+                )
             x, level = x[keep], 0
             while True:
-                group = f.create_group(f"{name.split('.')[0]}/{level}")
-                group.attrs.update(pixel_size=size, split=split, volume=name)
+                group = f.create_group(f"{group_name}/{level}")
+                group.attrs.update(pixel_size=size, split=split, volume=label)
                 codes = np.round((x - lo) / (hi - lo) * 65535).astype(np.uint16)
                 group.create_dataset("slices", data=codes, chunks=(1, *codes.shape[1:]), compression=4, shuffle=True)
-                if 2 * size > coarsest:
+                if 2 * size > coarsest or min(x.shape[1:]) < 2:
                     break
                 x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
                 x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2).mean((2, 4))
                 size, level = 2 * size, level + 1
+
+
+def _names(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A group and a label for each volume: short ones, from its file name, where these tell all of them apart."""
+    if twice := [p for p in paths if paths.count(p) > 1]:
+        raise ValueError(f"The volume {twice[0]} is listed twice; list each once, for training or for validation.")
+    labels = [Path(p).name for p in paths]
+    groups = [label.split(".")[0] for label in labels]
+    return (
+        groups if len(set(groups)) == len(groups) else [f"{i:04d}" for i in range(len(groups))],
+        labels if len(set(labels)) == len(labels) else list(paths),
+    )
 
 
 def _phantom_slices(images: Any, pixel_size: float) -> tuple[np.ndarray, float]:

@@ -4,8 +4,8 @@ O. Bernard et al., "The ultrasound file format (UFF) - first draft", IEEE Intern
 A. Rodriguez-Molares et al., "The UltraSound ToolBox", ibid. 2017. HDF5 with MATLAB's dimensions reversed: a group of
 class ``uff.channel_data`` with ``data`` (frame, transmit, element, sample; leading ones of length 1 may be missing; a
 group of ``real`` and ``imag`` if complex), ``probe``, ``sequence`` (waves with ``source/azimuth`` and ``delay``),
-``initial_time``, ``sampling_frequency``, ``modulation_frequency``, ``sound_speed``. Times count from when a wave passes
-the origin. Read by h5py alone.
+``initial_time``, ``sampling_frequency``, ``modulation_frequency``, ``sound_speed``. Time and the phase of IQ data count
+on the record's clock, on which a wave passes the origin at ``-delay``. Read by h5py alone.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def read_uff(
         element_positions=elements,
         angles=waves[kept, 0],
         start_times=start + waves[kept, 1],
+        phase_times=start,
         sampling_frequency=numbers[0],
         centre_frequency=frequency,
         sound_speed=numbers[1],

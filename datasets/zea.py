@@ -4,6 +4,7 @@ Layout (zea documentation, "data acquisition"): ``data/raw_data`` (frame, transm
 channel for RF and two for IQ, and the group ``scan``: ``probe_geometry`` (element, 3) in m, ``t0_delays`` (transmit,
 element) in s, ``initial_times`` (transmit,) from the first element's firing to the first sample,
 ``sampling_frequency``, ``center_frequency``, optionally ``demodulation_frequency``, ``sound_speed``, ``polar_angles``.
+The phase of IQ data counts from each transmit's first sample.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def read_zea(
         element_positions=elements,
         angles=tilts,
         start_times=starts[kept] - passes,
+        phase_times=0.0,
         sampling_frequency=sampling_frequency,
         centre_frequency=frequency,
         sound_speed=sound_speed,

@@ -49,6 +49,23 @@ def test_a_helical_scan_without_a_slice_is_its_projections_with_the_geometry(tmp
     assert v.metadata["source_detector_mm"] == 180.0
 
 
+@pytest.mark.parametrize("distinct", [True, False])
+def test_views_are_in_the_order_of_their_instance_numbers(tmp_path: Path, fixtures: Any, distinct: bool) -> None:
+    import pydicom
+
+    folder = fixtures.ct_pd(tmp_path)
+    truth = datasets.open(folder, **GRID)
+    for i, file in enumerate(sorted(folder.iterdir())):
+        ds = pydicom.dcmread(file)
+        ds.InstanceNumber = i + 1 if distinct else 1
+        ds.save_as(folder / f"{i + 1}.dcm" if distinct else file)  # by name, 10.dcm is before 2.dcm
+        if distinct:
+            file.unlink()
+    m = datasets.open(folder, **GRID)
+    assert m.A.geometry == truth.A.geometry
+    np.testing.assert_array_equal(m.y, truth.y)
+
+
 @pytest.mark.parametrize(
     ("tags", "message"),
     [

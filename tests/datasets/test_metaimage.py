@@ -23,6 +23,19 @@ def test_it_is_the_volume_of_the_nifti_file(tmp_path: Path, fixtures: Any, name:
     np.testing.assert_allclose(v.affine, truth.affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("place", ["Offset", "Position", "Origin"])
+@pytest.mark.parametrize("turn", ["TransformMatrix", "Rotation", "Orientation"])
+def test_all_names_of_a_field_are_read(tmp_path: Path, place: str, turn: str) -> None:
+    path = tmp_path / "a.mha"
+    path.write_text(
+        f"ObjectType = Image\nNDims = 3\n{place} = 10 20 30\n{turn} = 0 1 0 1 0 0 0 0 1\nElementSpacing = 1 2 3\n"
+        f"DimSize = 2 3 4\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n{'.' * 24}"
+    )
+    # the first axis runs along y by 1 mm, the second along x by 2 mm; LPS to RAS turns both signs
+    truth = [[0, -2, 0, -10], [-1, 0, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]]
+    np.testing.assert_array_equal(datasets.open(path).affine, truth)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,19 @@ def test_ismrmrd_refuses_what_it_cannot_do(
     with pytest.raises(ValueError, match=message) as info:
         read_ismrmrd(path)
     assert "\n" not in str(info.value)
+
+
+def test_ismrmrd_counters_cost_no_memory(tmp_path: Path) -> None:
+    records = readouts(raw()[1])
+    records[7]["head"]["idx"]["kspace_encode_step_1"] = records[7]["head"]["idx"]["kspace_encode_step_2"] = 2**16 - 1
+    path = ismrmrd(tmp_path / "far.h5", records, xml(ez=8))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="readout 7 lies outside of the encoded matrix"):
+            read_ismrmrd(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_ismrmrd_refuses_other_records(tmp_path: Path) -> None:

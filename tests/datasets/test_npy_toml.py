@@ -67,6 +67,15 @@ def test_values_and_geometry(tmp_path: Path) -> None:
     assert float((inpainting.y != 0).float().mean()) == pytest.approx(2 / 3, abs=0.01)
 
 
+def test_a_stated_noise_is_not_estimated(tmp_path: Path) -> None:
+    k = np.zeros((3, 20, 24), complex)
+    k[:, 6:14, 8:16] = 1 + np.random.default_rng(0).random((3, 8, 8))  # 64 samples, of which few lie at the edge
+    assert datasets.open(write(tmp_path, "mri", data=k)).noise == ComplexGaussianNoise(0.01)
+    estimated = EXAMPLES["mri"].replace("[noise]", "").replace("sigma", "# sigma")
+    with pytest.raises(ValueError, match="too few for the noise"):
+        datasets.open(write(tmp_path, "mri", estimated, k))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -54,6 +54,12 @@ def record(scan: PlaneWaveScan = SCAN, *, iq: bool, seed: int = 0) -> np.ndarray
     return (y + SIGMA * noise).astype(y.dtype)
 
 
+def on_clock(y: np.ndarray, first_sample: float) -> np.ndarray:
+    """IQ as demodulated by a carrier on whose clock all transmits start at ``first_sample``, s; RF as it is."""
+    turns = FC * (np.asarray(SCAN.start_times) - first_sample)
+    return y * np.exp(2j * np.pi * turns)[:, None, None] if np.iscomplexobj(y) else y
+
+
 START = 2e-6  # PICMUS has one start time for all transmits
 PICMUS_SCAN = PlaneWaveScan(**{**vars(SCAN), "start_times": START})
 
@@ -74,7 +80,7 @@ def picmus(path: Path, *, iq: bool = True, modulation_frequency: float = FC) -> 
 
 
 def zea(path: Path, *, iq: bool = True) -> Path:
-    y = np.stack([record(iq=iq, seed=s) for s in range(2)])
+    y = np.stack([on_clock(record(iq=iq, seed=s), 0.0) for s in range(2)])
     delays = np.sin(ANGLES)[:, None] * ELEMENTS / C
     first = delays.min(1, keepdims=True)
     with h5py.File(path, "w") as f:
@@ -91,7 +97,7 @@ def zea(path: Path, *, iq: bool = True) -> Path:
 
 
 def uff(path: Path, *, iq: bool = True) -> Path:
-    y = record(iq=iq)
+    y = on_clock(record(iq=iq), 1e-6)
     with h5py.File(path, "w") as f:
         g = f.create_group("channel_data")
         g.attrs["class"] = "uff.channel_data"
@@ -191,6 +197,31 @@ def test_the_scene_comes_back(files: dict[str, Path], name: str) -> None:
     np.testing.assert_allclose(place[:3], [-4 + 0.25 * column, 0, -(6 + 0.1 * row)], atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "first_sample"), [("UFF", 1e-6), ("zea", 0.0)])
+def test_iq_of_all_transmits_adds_up_in_phase(
+    files: dict[str, Path], name: str, first_sample: float, tmp_path: Path
+) -> None:
+    """Echoes of a point of reflectivity 1, mixed down by the clock of the format: the record's, or the samples'."""
+    path = tmp_path / "point.hdf5"
+    path.write_bytes(files[name].read_bytes())
+    x, z = -4e-3 + 0.25e-3 * POINT[1], 6e-3 + 0.1e-3 * POINT[0]
+    t = first_sample + np.arange(SCAN.n_samples) / FS
+    y = 1e-4 * np.random.default_rng(0).normal(size=(3, 24, t.size)) + 0j
+    for k, (angle, start) in enumerate(zip(ANGLES, SCAN.start_times, strict=True)):  # type: ignore[arg-type]
+        travel = (x * math.sin(angle) + z * math.cos(angle) + np.hypot(ELEMENTS - x, z)) / C  # since it passed (0, 0)
+        after = t - (first_sample + travel - start)[:, None]
+        y[k] += np.exp(-((2e6 * after) ** 2) + 2j * np.pi * FC * (after - t))
+    with h5py.File(path, "r+") as f:
+        if name == "zea":
+            f["data/raw_data"][0] = np.stack([y.real, y.imag], -1).transpose(0, 2, 1, 3)
+        else:
+            f["channel_data/data/real"][0], f["channel_data/data/imag"][0] = y.real, y.imag
+    m = datasets.open(path, **GRID)
+    assert isinstance(m, Measurement)
+    assert peak(m) == POINT
+    assert float(DAS(f_number=1.0)(None, m).mean.norm(dim=0).max()) == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_formats_are_told_apart_by_content(files: dict[str, Path], name: str, tmp_path: Path) -> None:
     suffix = ".mat" if name == "MUST" else ".dat"
@@ -260,7 +291,7 @@ def test_uff_written_by_an_independent_implementation(tmp_path: Path, iq: bool) 
     ]  # fmt: skip
     data = pyuff.ChannelData(
         sampling_frequency=FS, initial_time=0.0, sound_speed=C, modulation_frequency=FC if iq else 0.0,
-        sequence=sequence, probe=probe, data=record(iq=iq).transpose(2, 1, 0),
+        sequence=sequence, probe=probe, data=on_clock(record(iq=iq), 0.0).transpose(2, 1, 0),
         pulse=pyuff.Pulse(center_frequency=FC),
     )  # fmt: skip
     path = tmp_path / "scene.uff"
