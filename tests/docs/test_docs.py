@@ -149,7 +149,7 @@ def test_the_pages_include_the_tested_files_and_hold_no_copies() -> None:
         for page in ("extending.md", "quickstart.md")
     }
     assert included == {
-        "extending.md": ["operator.py", "algorithm.py", "prior.py"],
+        "extending.md": ["own_operator.py", "algorithm.py", "prior.py"],
         "quickstart.md": ["quickstart.py", "scan.toml"],
     }
     assert "```python" not in (DOCS / "extending.md").read_text()
