@@ -64,7 +64,7 @@ def panels(rows: Sequence[Row]) -> tuple[Figure, np.ndarray]:
     """One row per problem: truth, classical, posterior mean, samples, standard deviation, error of the mean.
 
     Images of a row share one grey scale (:attr:`Row.window`); standard deviation and absolute error share one
-    colour scale, so that they can be compared.
+    colour scale, so that they can be compared. Of complex images the magnitude is shown.
 
     Args:
         rows: at least one.
@@ -312,6 +312,10 @@ def _n_panels(row: Row) -> int:
     return 1 + row.n_shown + known + (row.classical is not None) + (row.posterior.n_samples > 1) * (1 + known)
 
 
+def _magnitude(x: Tensor) -> Tensor:
+    return x.abs() if x.is_complex() else x
+
+
 def _draw_row(figure: Figure, axes: Sequence, row: Row) -> None:
     p, ref = row.posterior, row.reference
     grey: list[tuple[str, Tensor]] = [] if ref is None else [("truth", ref)]
@@ -320,13 +324,14 @@ def _draw_row(figure: Figure, axes: Sequence, row: Row) -> None:
     grey.append(("posterior mean", p.mean))
     names = ["one sample"] if row.n_shown == 1 else [f"sample {i + 1}" for i in range(row.n_shown)]
     grey += zip(names, p.samples, strict=False)
+    grey = [(title, _magnitude(x)) for title, x in grey]
     heat: list[tuple[str, Tensor]] = []
     if p.n_samples > 1:
         heat.append(("standard deviation", p.std))
         if ref is not None:
             heat.append(("|mean - truth|", (p.mean - ref).abs()))
 
-    scale = (p.mean if ref is None else ref).flatten()
+    scale = _magnitude(p.mean if ref is None else ref).flatten()
     lo, hi = row.window or (float(scale.quantile(0.005)), float(scale.quantile(0.995)))
     top = max((float(x.flatten().quantile(0.995)) for _, x in heat), default=1.0)
     notes = row.notes or {}

@@ -15,7 +15,8 @@ class Posterior:
     """Samples of p(image | data), in the measurement's physical units.
 
     Attributes:
-        samples: (n_samples, channel, [z,] y, x); one "sample" for a point estimate.
+        samples: (n_samples, channel, [z,] y, x); one "sample" for a point estimate. Complex from a classical method
+            whose operator takes complex images; priors make real ones (two channels for real and imaginary part).
         units: of the image, e.g. "1/mm".
         algorithm: the algorithm with its parameters, as text.
         prior: the prior's name and sha256, or "" for a classical method.
@@ -55,15 +56,17 @@ class Posterior:
 
     @property
     def std(self) -> Tensor:
-        """Per-pixel standard deviation (n - 1 in the denominator); needs two samples."""
+        """Per-pixel standard deviation (n - 1 in the denominator), real; needs two samples."""
         if self.n_samples < 2:
             raise ValueError(f"A standard deviation needs at least 2 samples, this posterior has {self.n_samples}.")
         return self.samples.std(0)
 
     def quantile(self, q: float) -> Tensor:
-        """Per-pixel quantile, 0 <= q <= 1, linear between order statistics."""
+        """Per-pixel quantile, 0 <= q <= 1, linear between order statistics; of real images only."""
         if not 0 <= q <= 1:
             raise ValueError(f"q must lie in [0, 1], got {q}.")
+        if self.samples.is_complex():
+            raise TypeError("Complex images have no quantiles; take those of a Posterior of their magnitudes.")
         return torch.quantile(self.samples, q, dim=0)
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -98,9 +101,9 @@ class Posterior:
         ``x.nii.gz`` or ``x.nii``: NIfTI images named as BIDS derivatives, ``x_desc-mean_image.nii.gz``,
         ``x_desc-std_image.nii.gz`` and ``x_desc-samples_image.nii.gz``, each with a JSON sidecar. The affine is that of
         the measurement's metadata (``"affine"``, a list of four lists of four numbers, from the index (x, y, z) to mm
-        in RAS), else a centred grid of its ``"voxel_size_mm"`` or ``"pixel_size_mm"``.
-        ``x.h5``: as fastMRI's evaluation reads it (:func:`invdiff.datasets.fastmri.write_fastmri`).
-        ``x.png``: a figure of mean, one sample and standard deviation.
+        in RAS), else a centred grid of its ``"voxel_size_mm"`` or ``"pixel_size_mm"``. Complex images stay complex.
+        ``x.h5``: as fastMRI's evaluation reads it (:func:`invdiff.datasets.fastmri.write_fastmri`): magnitudes.
+        ``x.png``: a figure of mean, one sample and standard deviation; magnitudes of complex images.
 
         Returns:
             The files written.

@@ -354,7 +354,8 @@ def _export_nifti(p: Any, stem: str, suffix: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for desc, (description, x) in images.items():
         n, channels, *space = x.shape
-        voxels = x.detach().cpu().float().numpy().reshape(n, channels, -1, *space[-2:])
+        dtype = torch.complex64 if x.is_complex() else torch.float32
+        voxels = x.detach().to("cpu", dtype).resolve_conj().numpy().reshape(n, channels, -1, *space[-2:])
         voxels = voxels.transpose(4, 3, 2, 0, 1)  # x, y, z, sample, channel
         while voxels.ndim > 3 and voxels.shape[-1] == 1:
             voxels = voxels[..., 0]

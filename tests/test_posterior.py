@@ -133,6 +133,25 @@ def test_two_channels_are_kept_in_nifti_and_combined_for_fastmri(tmp_path: Path)
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+def test_complex_images_stay_complex_in_nifti_and_are_magnitudes_elsewhere(tmp_path: Path) -> None:
+    import h5py
+    import nibabel
+
+    p = Posterior(samples=torch.randn(3, 1, 6, 5, dtype=torch.complex64))
+    p.export(tmp_path / "x.nii.gz")
+    for desc, truth in (("mean", p.mean[0]), ("std", p.std[0]), ("samples", p.samples[:, 0])):
+        image = nibabel.load(tmp_path / f"x_desc-{desc}_image.nii.gz")
+        assert image.get_data_dtype() == ("float32" if desc == "std" else "complex64")
+        torch.testing.assert_close(torch.from_numpy(image.dataobj[:, :, 0].T.copy()), truth)
+    p.export(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5") as f:
+        torch.testing.assert_close(torch.from_numpy(f["samples"][:]), p.samples.abs())
+    (png,) = p.export(tmp_path / "x.png")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(TypeError, match="no quantiles"):
+        p.interval(0.9)
+
+
 def test_dicom_is_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no acquired images.*Write NIfTI"):
         P.export(tmp_path / "x.dcm")

@@ -32,8 +32,9 @@ def find_centre(
 ) -> float:
     """The detector column, counted from 0, on which the rotation axis falls, for ``geometry.with_centre(column)``.
 
-    Of a scan over more than half a turn (plus the fan angle), the first such part is used: over a full turn a wrong
-    centre blurs edges symmetrically, which lessens negative values.
+    Of a scan over more than half a turn (plus the fan angle) only such a part is used, from the widest gap between
+    views on: over a full turn a wrong centre blurs edges symmetrically, which lessens negative values. The views may
+    come in any order and turn either way.
 
     Args:
         y: line integrals, (n_views, n_detectors), of an object in air that every view sees whole, over at least half a
@@ -52,8 +53,11 @@ def find_centre(
         expected = (geometry.n_views, geometry.n_detectors)
         raise ValueError(f"y must be (n_views, n_detectors) = {expected}, got shape {tuple(y.shape)}.")
     since = np.mod(np.asarray(geometry.angles) - geometry.angles[0], 2 * math.pi)
+    ordered = np.sort(since)
+    gaps = np.diff(ordered, append=2 * math.pi)  # behind each view; the last one is before the scan's first view
+    begin = ordered[(np.flatnonzero(gaps > gaps.max() / 2)[-1] + 1) % len(ordered)]
     arc = math.pi if isinstance(geometry, ParallelBeam) else math.pi + 2 * np.abs(geometry.fan_angles()).max()
-    kept = np.flatnonzero(since <= arc + 1e-9)
+    kept = np.flatnonzero(np.mod(since - begin, 2 * math.pi) <= arc + 1e-9)
     y, geometry = y[torch.from_numpy(kept).to(y.device)], geometry.subset(kept.tolist())
     if start is None:
         start = geometry.centre

@@ -84,7 +84,7 @@ class Wiener:
             if isinstance(self.power, int | float):
                 return measurement.prox(mean * ones, self.power) if self.power > 0 else mean * ones
             r, precision = y - mean * A1, noise.precision(y)
-            S = _falling_spectrum(A, r, precision) if self.power is None else self.power.to(ones)
+            S = _falling_spectrum(measurement, A, r) if self.power is None else self.power.to(ones)
             if isinstance(A, Blur) and isinstance(precision, float):
                 svd = A.svd()
                 s = svd.singular_values
@@ -104,12 +104,14 @@ def _root_filter(A: LinearOperator, S: Tensor) -> Blur:
     return Blur(psf, A.in_shape).to(dtype=A.dtype, device=A.device)  # type: ignore[arg-type]
 
 
-def _falling_spectrum(A: LinearOperator, r: Tensor, precision: Tensor | float, n_probes: int = 16) -> Tensor:
-    """``c / (f0^2 + f^2)``, with the ``c`` for which the data would vary as much as ``r``."""
+def _falling_spectrum(measurement: Measurement, A: LinearOperator, r: Tensor, n_probes: int = 16) -> Tensor:
+    """``c / (f0^2 + f^2)``, (y, x // 2 + 1), with the ``c`` for which the observed data would vary as much as ``r``."""
     ny, nx = A.in_shape[1:]
     fy, fx = torch.fft.fftfreq(ny, dtype=A.dtype), torch.fft.rfftfreq(nx, dtype=A.dtype)
     S = (1 / (1 / max(ny, nx) ** 2 + fy[:, None] ** 2 + fx**2)).to(A.device)
     z = torch.randn((n_probes, *A.in_shape), generator=torch.Generator().manual_seed(0), dtype=A.dtype).to(A.device)
     components = 2 if A.out_complex else 1
-    excess = r.abs().square().mean() - components * torch.as_tensor(1 / precision).mean()
-    return S * (excess / A(_root_filter(A, S)(z)).abs().square().mean()).clamp(min=0)
+    variance = components / torch.as_tensor(measurement.noise.precision(measurement.y), dtype=A.dtype, device=A.device)
+    excess = measurement.mean_over_data(r.abs().square() - variance)
+    signal = measurement.mean_over_data(A(_root_filter(A, S)(z)).abs().square()).mean()
+    return S * (excess / signal).clamp(min=0)

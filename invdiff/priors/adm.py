@@ -157,6 +157,18 @@ class _Downsample(nn.Module):
         return self.op(x)
 
 
+def shape_of(weights: dict[str, Tensor], name: str) -> torch.Size:
+    """Of a layer's weights, two dimensions or more. Raises ValueError where they are missing or something else."""
+    if name not in weights:
+        raise ValueError(f"Not a known network: it has no {name!r}.")
+    if weights[name].ndim < 2:
+        raise ValueError(
+            f"Not a known network: {name!r} should have at least 2 dimensions, its shape is "
+            f"{tuple(weights[name].shape)}."
+        )
+    return weights[name].shape
+
+
 def adm_arguments(weights: dict[str, Tensor], head_channels: int | None) -> dict[str, Any]:
     """The constructor arguments of :class:`ADMUNet` that a state dict's keys and shapes imply.
 
@@ -166,12 +178,12 @@ def adm_arguments(weights: dict[str, Tensor], head_channels: int | None) -> dict
     if any(".transformer_blocks." in k for k in weights):
         raise ValueError("The network attends to a text or class embedding; only unconditional networks are supported.")
     if "label_emb.weight" in weights:
-        n = weights["label_emb.weight"].shape[0]
+        n = shape_of(weights, "label_emb.weight")[0]
         raise ValueError(f"The network is conditional on {n} classes; only unconditional networks are supported.")
     needed = ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight", "middle_block.0.emb_layers.1.weight")
     if missing := [k for k in needed if k not in weights]:
         raise ValueError(f"Not a guided-diffusion U-Net: it has no {missing[0]!r}.")
-    model_channels = weights["time_embed.0.weight"].shape[1]
+    model_channels = shape_of(weights, "time_embed.0.weight")[1]
     outputs = {int(k.split(".")[1]) for k in weights if k.startswith("output_blocks.")}
     by_block, by_conv = ".in_layers.2.weight", ".conv.weight"
     up = [i for i in outputs for j in (1, 2) for s in (by_block, by_conv) if f"output_blocks.{i}.{j}{s}" in weights]
@@ -182,14 +194,14 @@ def adm_arguments(weights: dict[str, Tensor], head_channels: int | None) -> dict
     if n_blocks < 1 or any(k not in weights for k in ends):
         raise ValueError(f"Not a guided-diffusion U-Net: {len(outputs)} output blocks on {n_levels} levels.")
     return {
-        "in_channels": weights["input_blocks.0.0.weight"].shape[1],
-        "out_channels": weights["out.2.weight"].shape[0],
+        "in_channels": shape_of(weights, "input_blocks.0.0.weight")[1],
+        "out_channels": shape_of(weights, "out.2.weight")[0],
         "model_channels": model_channels,
-        "channel_mult": [weights[k].shape[0] // model_channels for k in ends],
+        "channel_mult": [shape_of(weights, k)[0] // model_channels for k in ends],
         "n_blocks": n_blocks,
         "attention": [level for level, i in enumerate(first) if f"input_blocks.{i}.1.qkv.weight" in weights],
         "head_channels": head_channels,
-        "scale_shift": weights["middle_block.0.emb_layers.1.weight"].shape[0]
-        == 2 * weights["middle_block.0.in_layers.2.weight"].shape[0],
+        "scale_shift": shape_of(weights, "middle_block.0.emb_layers.1.weight")[0]
+        == 2 * shape_of(weights, "middle_block.0.in_layers.2.weight")[0],
         "residual_resampling": not any(k.endswith(".0.op.weight") for k in weights),
     }

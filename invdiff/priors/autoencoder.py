@@ -38,6 +38,8 @@ class Autoencoder(nn.Module):
             "channels": channels, "latent_channels": latent_channels, "widths": tuple(widths), "n_blocks": n_blocks
         }  # fmt: skip
         self.channels, self.latent_channels, self.factor = channels, latent_channels, 2 ** len(widths)
+        if not 1 <= len(widths) <= 6:
+            raise ValueError(f"widths must be 1 .. 6 numbers, one for each halving of the image, got {len(widths)}.")
         if not 1 <= latent_channels <= channels * self.factor**2:
             raise ValueError(
                 f"latent_channels must lie in 1 .. {channels * self.factor**2} (channels times the area of a block), "
@@ -123,12 +125,12 @@ def autoencoder_loss(model: Autoencoder, x: Tensor, noise: Tensor, level: float,
 def block_basis(channels: int, factor: int) -> Tensor:
     """Orthonormal cosines on ``factor x factor`` blocks, lowest frequencies first, as rows
     (channels * factor**2, channels * factor**2), columns ordered as ``pixel_unshuffle`` does."""
-    k = torch.arange(factor, dtype=torch.float64)
+    k = torch.arange(factor, dtype=torch.float64, device="cpu")
     cosines = torch.cos(math.pi / factor * (k + 0.5) * k[:, None]) * (2 / factor) ** 0.5
     cosines[0] /= 2**0.5
     order = sorted((i * i + j * j, i, j) for i in range(factor) for j in range(factor))
     block = torch.stack([torch.outer(cosines[i], cosines[j]).flatten() for _, i, j in order])
-    rows = torch.zeros(factor**2, channels, channels, factor**2, dtype=torch.float64)
+    rows = torch.zeros(factor**2, channels, channels, factor**2, dtype=torch.float64, device="cpu")
     for c in range(channels):
         rows[:, c, c] = block
     return rows.reshape(channels * factor**2, channels * factor**2).float()

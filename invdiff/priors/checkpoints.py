@@ -17,10 +17,13 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import pickle
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +54,8 @@ from invdiff.priors.zea import ZeaUNet
 
 ZOO = Path(__file__).parent / "zoo"
 _AUTOENCODER = "autoencoder."
-_OLD, _NEW = "invdiff-prior-1", "invdiff-prior-2"  # the first: UNet and EDMDenoiser only
+_OLD, _NEW = "invdiff-prior-1", "invdiff-prior-2"  # the first: UNet and EDMDenoiser only, data in [-1, 1]
+_FREQUENCIES = ("map_noise.freqs", "time_proj.weight")  # of Fourier embeddings: SongUNet's, and UNet2DModel's
 
 # Classes that a checkpoint may name; those of diffusers are in loaders_diffusers.
 NETWORKS: dict[str, type[nn.Module]] = {
@@ -92,14 +96,17 @@ class Network:
     prefix: str = ""
 
     def build(self, source: str) -> nn.Module:
-        """The module with its weights in fp32. Raises ValueError unless they fit key for key, shape for shape."""
-        if self.name in NETWORKS:
-            module = NETWORKS[self.name](**self.arguments)
-        else:
-            from invdiff.priors.loaders_diffusers import network
+        """The module with its weights in fp32. Raises ValueError unless they fit key for key, shape for shape.
 
-            module = network(self.name, self.arguments)
-        own = module.state_dict()
+        No weight is allocated before that is known. (Constants of the networks are made on the processor: arithmetic on
+        tensors without content costs seconds of imports.)
+        """
+        make, size = self._constructor(), sum(v.numel() for v in self.weights.values())
+        listed = [n for v in self.arguments.values() for n in (v if isinstance(v, tuple | list) else (v,))]
+        if self.name in NETWORKS and any(isinstance(n, int) and n > size for n in listed):
+            raise ValueError(f"{source} does not fit its network: {size} weights are too few for {self.arguments}.")
+        with torch.device("meta"), _explained(f"{source}: its {self.name} cannot be built from what the file says"):
+            own = make(**self.arguments).state_dict()
         if set(own) != set(self.weights):
             missing, unexpected = (
                 [self.prefix + k for k in sorted(a - b)][:3]
@@ -112,8 +119,33 @@ class Network:
                 f"{source} does not fit its network in {len(wrong)} shapes: {self.prefix + k!r} should be "
                 f"{tuple(own[k].shape)}, it is {tuple(self.weights[k].shape)}."
             )
+        module = make(**self.arguments)
         module.load_state_dict({k: v.float() for k, v in self.weights.items()})
         return module
+
+    @property
+    def channels(self) -> int | None:
+        """Of the images it takes; None where only its class knows."""
+        known = self.arguments
+        if self.name in NETWORKS:
+            known = {k: p.default for k, p in inspect.signature(NETWORKS[self.name]).parameters.items()} | known
+        return known.get("in_channels", known.get("channels"))
+
+    def _constructor(self) -> Callable[..., nn.Module]:
+        if self.name in NETWORKS:
+            return NETWORKS[self.name]
+        from invdiff.priors.loaders_diffusers import constructor
+
+        return constructor(self.name)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn whatever a constructor raises at arguments from a file into a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]}).") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,15 +170,41 @@ class Checkpoint:
     data_range: tuple[float, float] = (-1.0, 1.0)
     autoencoder: Network | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError, saying which of the numbers makes no sense."""
+
+        def require(name: str, value: Any, expected: str, holds: bool) -> None:
+            if not holds:
+                raise ValueError(f"{self.info.name}: {name} must be {expected}, got {value!r}.")
+
+        sides = len(self.shape) in (3, 4) and all(isinstance(n, int) and n > 0 for n in self.shape)
+        require("shape", self.shape, "(channel, [z,] y, x), whole numbers above 0", sides)
+        for name in ("sigma_min", "sigma_max"):
+            value = getattr(self, name)
+            require(name, value, "a number above 0", _numbers([value]) and value > 0)
+        if "sigma_data" in self.denoiser:
+            value = self.denoiser["sigma_data"]
+            require("sigma_data", value, "a number above 0", _numbers([value]) and value > 0)
+        for name, pair in (("data_range", self.data_range), ("value_range", self.info.value_range)):
+            require(name, pair, "two numbers, (lo, hi) with lo < hi", _numbers(pair, 2) and pair[0] < pair[1])
+        if (mm := self.info.pixel_size) is not None:
+            require("pixel_size", mm, "two numbers above 0, (lo, hi)", _numbers(mm, 2) and 0 < mm[0] <= mm[1])
+
     def prior(self, *, device: torch.device | str = "cpu") -> NetworkPrior | LatentPrior:
-        """The prior. Raises ValueError unless the weights fit the networks key for key."""
+        """The prior. Raises ValueError unless the weights fit the networks key for key, and the shape the network."""
         net = _placed(self.network.build(self.info.name), device)
+        if self.network.channels not in (None, self.shape[0]):
+            raise ValueError(
+                f"{self.info.name}: the images have the shape {self.shape}, but its network takes "
+                f"{self.network.channels} channel(s)."
+            )
         arguments = {k: v for k, v in self.denoiser.items() if k != "class"}
         if self.denoiser["class"] not in DENOISERS:
             raise ValueError(
                 f"{self.info.name}: unknown denoiser {self.denoiser['class']!r}; known: {list(DENOISERS)}."
             )
-        module = DENOISERS[self.denoiser["class"]](net, **arguments)
+        with _explained(f"{self.info.name}: its {self.denoiser['class']} cannot be built from what the file says"):
+            module = DENOISERS[self.denoiser["class"]](net, **arguments)
         if tuple(self.data_range) != (-1.0, 1.0):
             module = Rescaled(module, *self.data_range)
         prior = NetworkPrior(
@@ -154,6 +212,8 @@ class Checkpoint:
         )  # fmt: skip
         if self.autoencoder is None:
             return prior
+        if self.autoencoder.name not in ("Autoencoder", "AutoencoderKL", "VQModel"):
+            raise ValueError(f"{self.info.name}: a {self.autoencoder.name} is no autoencoder.")
         autoencoder = _placed(self.autoencoder.build(self.info.name), device)
         if not isinstance(autoencoder, Autoencoder):
             from invdiff.priors.loaders_diffusers import DiffusersAutoencoder
@@ -162,7 +222,11 @@ class Checkpoint:
         return LatentPrior.from_autoencoder(autoencoder, prior)
 
     def save(self, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write our format, atomically, with weights in ``dtype`` (float16 or float32)."""
+        """Write our format, atomically, with weights in ``dtype`` (float16 or float32).
+
+        The frequencies of a Fourier embedding stay in float32: they are multiplied by the noise level and 2 pi, so
+        that what rounding takes from them is no longer small.
+        """
         from invdiff.storage import atomic_path, write_tensors
 
         if path.suffix != ".safetensors":
@@ -182,17 +246,30 @@ class Checkpoint:
         if self.autoencoder is not None:
             header["autoencoder"] = {"class": self.autoencoder.name, "arguments": self.autoencoder.arguments}
             tensors |= {_AUTOENCODER + k: v for k, v in self.autoencoder.weights.items()}
-        if (self.network.name, self.denoiser["class"]) == ("UNet", "EDMDenoiser"):
+        plain = self.network.name == "UNet" and self.denoiser["class"] == "EDMDenoiser"
+        if plain and tuple(self.data_range) == (-1.0, 1.0):
             version = _OLD
             header |= {"network": self.network.arguments, "sigma_data": self.denoiser["sigma_data"]}
             del header["denoiser"], header["data_range"]
             if self.autoencoder is not None:
                 header["autoencoder"] = self.autoencoder.arguments
-        weights = {k: v.detach().to("cpu", dtype).contiguous().clone() for k, v in tensors.items()}
+        weights = {
+            k: v.detach().to("cpu", torch.float32 if k in _FREQUENCIES else dtype).contiguous().clone()
+            for k, v in tensors.items()
+        }
         if overflow := [k for k, v in weights.items() if not bool(v.isfinite().all())]:
             raise ValueError(f"{overflow[0]!r} is not finite in {dtype}; write float32 instead.")
         with atomic_path(path) as tmp:
             write_tensors(tmp, weights, {"format": version, "invdiff": json.dumps(header)})
+
+
+def _numbers(values: Any, n: int = 1) -> bool:
+    """Whether these are n finite numbers."""
+    return (
+        isinstance(values, tuple | list)
+        and len(values) == n
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    )
 
 
 def _placed(module: nn.Module, device: torch.device | str) -> nn.Module:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from invdiff.priors.adm import shape_of
+
 
 class _EDMUNet(nn.Module):
     """Encoder, decoder and the walk through both; the two subclasses add noise embedding and head."""
@@ -232,7 +234,7 @@ class _Conv(nn.Module):
 
 def resampling_filter(fir: Sequence[float]) -> Tensor:
     """The separable filter of these taps, of sum 1, as (1, 1, n, n)."""
-    f = torch.tensor(fir)
+    f = torch.tensor(fir, device="cpu")
     return torch.outer(f, f)[None, None] / f.sum() ** 2
 
 
@@ -243,7 +245,7 @@ class _Positional(nn.Module):
 
     def __init__(self, n: int, *, endpoint: bool) -> None:
         super().__init__()
-        k = torch.arange(n // 2, dtype=torch.float32) / (n // 2 - endpoint)
+        k = torch.arange(n // 2, dtype=torch.float32, device="cpu") / (n // 2 - endpoint)
         self.register_buffer("frequencies", (1 / 10000) ** k, persistent=False)
 
     def forward(self, label: Tensor) -> Tensor:
@@ -258,7 +260,7 @@ class _Fourier(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", 16 * torch.ones(n // 2))
+        self.register_buffer("freqs", torch.full((n // 2,), 16.0))
 
     def forward(self, label: Tensor) -> Tensor:
         phase = label[:, None] * (2 * math.pi * self.freqs)
@@ -276,7 +278,7 @@ def edm_arguments(weights: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
         ValueError: class-conditional, a variant that is not written here, or another network.
     """
     if "map_label.weight" in weights:
-        n = weights["map_label.weight"].shape[1]
+        n = shape_of(weights, "map_label.weight")[1]
         raise ValueError(f"The network is conditional on {n} classes; only unconditional networks are supported.")
     if other := [k for k in weights if "_aux_skip." in k or "_aux_up." in k]:
         raise ValueError(f"The network has skip inputs or outputs ({other[0]!r}); that variant is not supported.")
@@ -284,21 +286,20 @@ def edm_arguments(weights: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
     if not sizes or f"enc.{sizes[0]}x{sizes[0]}_conv.weight" not in weights or "map_layer0.weight" not in weights:
         raise ValueError("Not a U-Net of EDM: it has no 'enc.<n>x<n>_conv.weight' and 'map_layer0.weight'.")
     names = [f"{n}x{n}" for n in sizes]
-    stem = weights[f"enc.{names[0]}_conv.weight"]
     dhariwal, ncsn = "out_conv.weight" in weights, "map_noise.freqs" in weights
     head = "out_conv.weight" if dhariwal else f"dec.{names[0]}_aux_conv.weight"
     blocks = [f"enc.{name}_block0.conv0.weight" for name in names]
     if missing := [k for k in (*blocks, head) if k not in weights]:
         raise ValueError(f"Not a U-Net of EDM: it has no {missing[0]!r}.")
-    n_noise = weights["map_layer0.weight"].shape[1]
+    n_noise = shape_of(weights, "map_layer0.weight")[1]
     arguments = {
         "image_size": sizes[0],
-        "in_channels": stem.shape[1],
-        "out_channels": weights[head].shape[0],
+        "in_channels": shape_of(weights, f"enc.{names[0]}_conv.weight")[1],
+        "out_channels": shape_of(weights, head)[0],
         "channels": n_noise // 2 if ncsn else n_noise,
-        "widths": [weights[k].shape[0] for k in blocks],
+        "widths": [shape_of(weights, k)[0] for k in blocks],
         "n_blocks": len({m[0] for k in weights if (m := re.match(rf"enc\.{names[0]}_block\d+", k))}),
         "attention": [n for n in sizes if f"enc.{n}x{n}_block0.qkv.weight" in weights],
-        "n_augment": weights["map_augment.weight"].shape[1] if "map_augment.weight" in weights else 0,
+        "n_augment": shape_of(weights, "map_augment.weight")[1] if "map_augment.weight" in weights else 0,
     }
     return ("DhariwalUNet", arguments) if dhariwal else ("SongUNet", arguments | {"ncsn": ncsn})

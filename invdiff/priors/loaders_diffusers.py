@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,8 @@ def _schedule(path: Path, source: str) -> tuple[str, dict[str, Any]]:
     return "DDPMDenoiser", {"betas": betas.tolist(), "prediction": prediction}
 
 
-def network(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """A network of diffusers. Raises ValueError for an unknown name, ImportError without the package."""
+def constructor(name: str) -> Callable[..., nn.Module]:
+    """Of a network of diffusers. Raises ValueError for an unknown name, ImportError without the package."""
     if name not in CLASSES:
         raise ValueError(f"Unknown network {name!r}; known classes of diffusers are {', '.join(CLASSES)}.")
     try:
@@ -187,10 +188,15 @@ def network(name: str, arguments: dict[str, Any]) -> nn.Module:
         raise ImportError(
             f"The network {name} comes from the package diffusers: pip install 'invdiff[diffusers]'."
         ) from None
-    module = getattr(diffusers, name)(**arguments)
-    if name == "UNet2DModel":
-        module.register_forward_hook(_sample)
-    return module
+    cls = getattr(diffusers, name)
+
+    def build(**arguments: Any) -> nn.Module:
+        module = cls(**arguments)
+        if name == "UNet2DModel":
+            module.register_forward_hook(_sample)
+        return module
+
+    return build
 
 
 def _sample(module: nn.Module, inputs: Any, output: Any) -> Tensor:

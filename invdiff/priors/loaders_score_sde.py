@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invdiff.priors.adm import shape_of
 from invdiff.priors.checkpoints import Checkpoint, File, Network
 from invdiff.priors.denoiser import PriorInfo
 from invdiff.priors.edm import SongUNet, resampling_filter
@@ -99,14 +100,14 @@ def _arguments(weights: dict[str, Tensor], size: int) -> dict[str, Any]:
     n_blocks = levels[0].count("R") - 1  # the last one of the first level halves the resolution
     widths, i, attention = [], STEM, []
     for level in range(len(levels)):
-        widths.append(weights[f"{i}.Conv_0.weight"].shape[0] if _any(weights, i, "Conv_0") else 0)
+        widths.append(shape_of(weights, f"{i}.Conv_0.weight")[0] if _any(weights, i, "Conv_0") else 0)
         attends = levels[level].startswith("RA")
         attention += [size >> level] * attends
         i += (n_blocks * (2 if attends else 1)) + 2
     return {
         "image_size": size,
         "in_channels": weights["3.weight"].shape[1],
-        "out_channels": weights[f"{n - 1}.weight"].shape[0] if f"{n - 1}.weight" in weights else 0,
+        "out_channels": shape_of(weights, f"{n - 1}.weight")[0] if f"{n - 1}.weight" in weights else 0,
         "channels": weights["3.weight"].shape[0],
         "widths": widths,
         "n_blocks": n_blocks,

@@ -108,7 +108,7 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        f = 2 * math.pi * torch.logspace(-1.5, 0.5, n // 2)
+        f = 2 * math.pi * torch.logspace(-1.5, 0.5, n // 2, device="cpu")
         self.register_buffer("frequencies", f, persistent=False)
 
     def forward(self, label: Tensor) -> Tensor:

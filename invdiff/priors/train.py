@@ -371,19 +371,20 @@ def _fit(
                 loss = loss_of(model, generator(step))
             optimiser.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if not (math.isfinite(value := float(loss.detach())) and math.isfinite(norm)):
+                raise FloatingPointError(  # before the step: the weights that are saved are finite
+                    f"The loss of the {name} is {value} at step {step + 1}, its gradient has norm {float(norm)}; lower "
+                    f"learning_rate={learning_rate}. The weights before this step are kept."
+                )
             optimiser.step()
             decay = min(ema, (1 + step) / (10 + step))
             with torch.no_grad():
                 for a, p in zip(average.parameters(), model.parameters(), strict=True):
                     a.lerp_(p, 1 - decay)
             step += 1
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(
-                    f"The loss of the {name} is {losses[-1]} at step {step}; lower learning_rate={learning_rate}."
-                )
-            callback(step, losses[-1])
+            losses.append(value)
+            callback(step, value)
             if time.monotonic() - last_save > 120:
                 save()
                 last_save = time.monotonic()

@@ -35,7 +35,7 @@ class ZeaUNet(nn.Module):
         super().__init__()
         self.n_levels, self.n_blocks = len(widths), n_blocks
         lo, hi = (math.log(f) for f in frequencies)
-        self.frequencies = (2 * math.pi * torch.linspace(lo, hi, n_embed // 2).exp()).tolist()
+        self.frequencies = (2 * math.pi * torch.linspace(lo, hi, n_embed // 2, device="cpu").exp()).tolist()
         self.stem = nn.Conv2d(channels, widths[0], 1)
         self.blocks = nn.ModuleList()
         width, skips = widths[0] + n_embed, []

@@ -37,6 +37,24 @@ def test_a_shifted_axis_is_found(beam: ParallelBeam | FanBeam | CurvedFanBeam, s
     assert find_centre(discs(true), beam, span=6) == pytest.approx(true.centre, abs=0.15)
 
 
+def turned(beam: ParallelBeam | FanBeam, order: str) -> ParallelBeam | FanBeam:
+    angles = np.asarray(beam.angles)
+    ways = {
+        "back": angles[::-1], "clockwise": -angles, "shuffled": np.random.default_rng(0).permutation(angles),
+        "a quarter later": angles + np.pi / 2,
+    }  # fmt: skip
+    return replace(beam, angles=tuple(ways[order]))
+
+
+@pytest.mark.parametrize("order", ["back", "clockwise", "shuffled", "a quarter later"])
+@pytest.mark.parametrize("beam", [PARALLEL, FAN.short_scan(120)])
+def test_the_order_of_the_views_and_the_sense_of_rotation_do_not_matter(
+    beam: ParallelBeam | FanBeam, order: str
+) -> None:
+    true = turned(beam, order).with_centre(beam.centre + 2.3)
+    assert find_centre(discs(true), turned(beam, order), span=4) == pytest.approx(true.centre, abs=0.15)
+
+
 def test_far_axes_are_found_from_the_centres_of_mass_or_refused() -> None:
     wide = replace(PARALLEL, n_detectors=150)
     true = wide.with_centre(50.4)

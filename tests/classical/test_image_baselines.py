@@ -102,6 +102,18 @@ def test_wiener_finds_the_size_of_a_falling_spectrum() -> None:
         assert float(guessed) < gain * float(white)
 
 
+def test_wiener_finds_the_size_from_what_is_observed() -> None:
+    # noise is on the observed entries alone; subtracted from all, none of the image would be left
+    x = torch.nn.functional.interpolate(0.3 * torch.randn((1, 1, 8, 8), generator=seeded()), size=48, mode="bicubic")[0]
+    lines = equispaced_mask(48, acceleration=6, center_fraction=0.08)
+    for A, noise in (
+        (Inpainting(random_pixels((1, 48, 48), 0.1, seed=0)), GaussianNoise(0.1)),
+        (MultiCoilMRI(birdcage_maps(4, (48, 48)), lines) @ RealAsComplex((1, 48, 48)), ComplexGaussianNoise(0.1)),
+    ):
+        m = Measurement.simulate(1 + x, A, noise, seed=1)
+        assert float((Wiener()(None, m).mean - 1 - x).norm()) < 0.6 * float((x - x.mean()).norm())
+
+
 def test_wiener_takes_any_linear_operator() -> None:
     x = torch.rand((1, 16, 12), generator=seeded())
     A = MultiCoilMRI(birdcage_maps(4, (16, 12)), equispaced_mask(12, acceleration=1, center_fraction=0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from invdiff.priors import EDMDenoiser, PriorInfo, load_prior, save_prior, shipped_priors
+from invdiff.priors.checkpoints import Checkpoint, Network, read_checkpoint, read_safetensors
+from invdiff.priors.edm import SongUNet
 from invdiff.priors.networks import UNet
 
 NETWORK = {"widths": (8, 16), "n_blocks": 1, "unshuffle": 2}
@@ -109,6 +112,72 @@ def test_headers_are_not_trusted(path: Path) -> None:
             load_prior(path)
     save_file(weights, path, metadata={"format": "invdiff-prior-2", "invdiff": json.dumps(new)})
     assert load_prior(path).shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"network": {"foo": 1}}, "UNet cannot be built .*unexpected keyword argument 'foo'"),
+        ({"network": {"widths": "abc"}}, "UNet cannot be built"),
+        ({"network": {"widths": [0]}}, "UNet cannot be built"),
+        ({"network": {"widths": [-8]}}, "UNet cannot be built"),
+        ({"network": {"widths": [10**10]}}, "weights are too few for {'widths': "),
+        ({"network": {"widths": [8], "n_blocks": 10**9}}, "weights are too few for {'widths': "),
+        ({"network": [1, 2]}, "header that cannot be read"),
+        ({"shape": "abc"}, r"shape must be .*whole numbers above 0, got \('a', 'b', 'c'\)"),
+        ({"shape": [3, 16, 16]}, r"shape \(3, 16, 16\), but its network takes 1 channel"),
+        ({"sigma_min": "a"}, "sigma_min must be a number above 0, got 'a'"),
+        ({"sigma_data": 0}, "sigma_data must be a number above 0, got 0"),
+        ({"sigma_data": "x"}, "sigma_data must be a number above 0, got 'x'"),
+        ({"info": {"name": "p", "value_range": [1], "pixel_size": None}}, r"value_range must be two .*got \(1,\)"),
+        ({"info": {"name": "p", "value_range": [0, 1], "pixel_size": [0, 1]}}, "pixel_size must be two .*above 0"),
+    ],
+)  # fmt: skip
+def test_a_header_that_makes_no_sense_is_a_value_error(path: Path, change: dict, match: str) -> None:
+    weights, metadata = read_safetensors(path)
+    header = json.loads(metadata["invdiff"]) | change
+    save_file(weights, path, metadata=metadata | {"invdiff": json.dumps(header)})
+    with pytest.raises(ValueError, match=match):
+        load_prior(path)
+
+
+def test_a_small_file_does_not_make_a_large_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, linear = set(), torch.nn.Linear.__init__
+
+    def watched(self: torch.nn.Linear, *arguments: int, **options: bool) -> None:
+        linear(self, *arguments, **options)
+        places.add(self.weight.device.type)
+
+    weights, metadata = read_safetensors(path)
+    header = json.loads(metadata["invdiff"]) | {"network": {"widths": [768, 768], "n_blocks": 4}}
+    save_file(weights, path, metadata=metadata | {"invdiff": json.dumps(header)})
+    monkeypatch.setattr(torch.nn.Linear, "__init__", watched)
+    with pytest.raises(ValueError, match="does not fit its network"):
+        load_prior(path)
+    assert places == {"meta"}  # nothing is allocated there
+
+
+def test_the_data_range_survives(path: Path) -> None:
+    plain = read_checkpoint(path)
+    replace(plain, data_range=(0.0, 1.0)).save(path)
+    assert read_checkpoint(path).data_range == (0.0, 1.0)
+    x = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = 2 * plain.prior()((x + 1) / 2, 0.1) - 1
+    torch.testing.assert_close(load_prior(path)(x, 0.2), expected)
+
+
+def test_half_precision_spares_the_frequencies_of_the_noise_level(tmp_path: Path) -> None:
+    # they are multiplied by 2 pi ln(sigma / 2): rounding by up to 0.008 would turn a phase at sigma 0.02 by 0.2
+    arguments = {"image_size": 16, "in_channels": 1, "out_channels": 1, "channels": 32, "widths": [32], "n_blocks": 1}
+    weights = SongUNet(**arguments).state_dict()
+    weights["map_noise.freqs"] = 16 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    Checkpoint(
+        network=Network(name="SongUNet", arguments=arguments, weights=weights), denoiser={"class": "VEDenoiser"},
+        shape=(1, 16, 16), sigma_min=0.02, sigma_max=700.0, info=PriorInfo(name="ncsn"),
+    ).save(tmp_path / "half.safetensors", dtype=torch.float16)  # fmt: skip
+    got = load_file(tmp_path / "half.safetensors")
+    assert torch.equal(got["map_noise.freqs"], weights["map_noise.freqs"])
+    assert got["map_layer0.weight"].dtype == torch.float16
 
 
 def test_what_ships_stays_light() -> None:

@@ -106,6 +106,7 @@ class TestRefused:
         for change, match in (
             ({"map_label.weight": torch.ones(512, 1000)}, "conditional on 1000 classes"),
             ({"enc.8x8_aux_skip.weight": torch.ones(1)}, "skip inputs or outputs"),
+            ({"map_layer0.weight": torch.tensor(1.0)}, "'map_layer0.weight' should have at least 2 dimensions"),
         ):
             torch.save(weights("adm") | change, path)
             with pytest.raises(ValueError, match=match):

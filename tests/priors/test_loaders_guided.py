@@ -61,6 +61,18 @@ def test_denoiser_against_the_network_of_diffusers(saved: tuple[Any, Path]) -> N
         torch.testing.assert_close(prior(x, s), x - s * eps, rtol=1e-5, atol=1e-5 * float(1 + s))
 
 
+@pytest.mark.parametrize("name", ["time_embed.0.weight", "out.2.weight", "middle_block.0.in_layers.2.weight"])
+def test_weights_of_another_shape_are_named(tmp_path: Path, name: str) -> None:
+    weights = ADMUNet(1, 2, 32, (1, 1), 1, (1,), 32).state_dict()
+    for changed, match in (
+        ({name: torch.tensor(1.0)}, r"should have at least 2 dimensions"),
+        ({}, "nor a known|has no"),
+    ):
+        torch.save({k: v for k, v in weights.items() if k != name} | changed, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=match):
+            load_prior(tmp_path / "a.pt", size=16, head_channels=32)
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_arguments_of_the_published_networks_follow_from_their_weights(large: bool) -> None:
     # the arguments as the releases of DPS state them, against the shapes of deepinv's networks; no memory is taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import h5py
@@ -75,6 +76,18 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(data: Path) -> 
         "slices.h5", "checkpoint.pt", "samples.png", "tiny.safetensors", "tiny.md"
     }  # fmt: skip
     assert [row["sigma"] for row in a.info.details["denoising_psnr"]] == [0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
+
+
+def test_a_run_whose_loss_was_not_finite_continues(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, factors = TrainConfig.read(data / "tiny.toml"), iter([1.0, 1.0, 1.0, math.nan])
+    monkeypatch.setattr("invdiff.priors.train.edm_loss", lambda *arguments: next(factors) * edm_loss(*arguments))
+    with pytest.raises(FloatingPointError, match="denoiser is nan at step 4.*lower learning_rate"):
+        train(config, data / "run", data=data, device="cpu")
+    monkeypatch.undo()
+    state = torch.load(data / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == len(state["losses"]) == 3
+    assert all(bool(w.isfinite().all()) for w in state["denoiser"].values())
+    assert train(config, data / "run", device="cpu") is not None
 
 
 def test_the_command_trains_stops_and_continues(data: Path) -> None:
