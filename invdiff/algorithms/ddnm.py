@@ -30,7 +30,7 @@ class DDNM:
 
     Needs the SVD and Gaussian noise. ``n_steps * travel`` denoiser evaluations per sample, no backpropagation.
 
-    Truth bench, gaussian-blur-mask: gap 1.91 dB, spread-skill 0.51, cov90 0.60, chi2 0.10.
+    Truth bench, gaussian-blur-mask: gap 0.22 dB, spread-skill 0.70, cov90 0.74, chi2 0.50.
 
     Attributes:
         n_steps: denoising steps.

@@ -56,7 +56,7 @@ BANDS = {
     "mcg-tomography": {"chi2": (0.25, 0.6), "cov90": (0.81, 0.88)},
     "daps": {"var_null": (1.1, 1.3), "cov90": (0.87, 0.93), "chi2": (0.9, 1.1)},  # one ODE step; five: 1.7 to 1.8
     "ddrm": {"cov90": (0.67, 0.80), "var_null": (0.35, 0.6), "spread_skill": (0.58, 0.73)},  # under-dispersed
-    "ddnm": {"var_range": (0.0, 0.05), "gap_db": (1.2, 2.6)},  # no spread where the data are
+    "ddnm": {"var_range": (0.2, 0.37), "cov90": (0.69, 0.80), "chi2": (0.35, 0.65)},  # under-dispersed
     "dds": {"cov90": (0.72, 0.81), "chi2": (0.35, 0.65)},
     "diffpir": {"chi2": (1.9, 3.8), "cov90": (0.72, 0.82)},
     "red-diff": {"spread_skill": (0.35, 0.65), "cov90": (0.5, 0.75)},  # a point estimate
