@@ -375,10 +375,12 @@ class Scaled(LinearOperator):
 
     def prox(self, z: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
         # |s A x - y|^2 = |s|^2 |A x - y / s|^2, so a closed form of A stays one
+        if self.scale == 0:
+            return z + self.H(y)
         return self.operator.prox(z, y / self.scale, weight * abs(self.scale) ** 2)
 
     def pinv(self, y: Tensor) -> Tensor:
-        return self.operator.pinv(y / self.scale)
+        return self.operator.pinv(y / self.scale) if self.scale != 0 else self.H(y)
 
     def svd(self) -> SVD:
         return self.operator.svd().scaled(self.scale) if isinstance(self.scale, int | float) else super().svd()

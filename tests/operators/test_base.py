@@ -70,6 +70,14 @@ def test_affine_shifts_the_output() -> None:
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     A = Affine(BLUR, torch.ones(SHAPE))
     torch.testing.assert_close(A(x), BLUR(x) + 1)
+    torch.testing.assert_close(Affine(MASK, torch.ones(SHAPE))(x), MASK(x + 1))  # nothing where nothing is observed
+
+
+def test_nothing_is_learned_through_a_factor_of_zero() -> None:
+    x, y = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.ones(SHAPE)
+    A = 0.0 * BLUR
+    torch.testing.assert_close(A.prox(x, y, 2.0), x)
+    assert not A.pinv(y).any()
     torch.testing.assert_close(A.vjp(x, x), BLUR.H(x))
 
 
