@@ -117,6 +117,7 @@ def build_slices(
     validation: Sequence[str],
     coarsest: float,
     phantoms: Mapping[str, tuple[str, Dataset, float]] | None = None,
+    origin: str = "{}",
 ) -> None:
     """Write the slice file from volumes and phantoms.
 
@@ -127,6 +128,7 @@ def build_slices(
         train, validation: volume files; keep subjects apart.
         coarsest: halve the resolution while the pixel stays below this size.
         phantoms: name to (split, images (1, y, x) in the modality's stored units, pixel size), each a volume too.
+        origin: what tells this file from one with other contents, kept as an attribute.
 
     Raises:
         ValueError: a volume is listed twice, or none of its slices shows anything.
@@ -140,7 +142,7 @@ def build_slices(
     groups, labels = _names([name for name, _, _ in volumes])
     lo, hi = modality.value_range
     with atomic_path(path) as tmp, h5py.File(tmp, "w") as f:
-        f.attrs["value_range"] = modality.value_range
+        f.attrs.update(value_range=modality.value_range, origin=origin)
         for (name, split, load), group_name, label in zip(volumes, groups, labels, strict=True):
             x, size = modality.prepare(*load())
             keep = (x > lo + 0.15 * (hi - lo)).mean((1, 2)) > 0.08  # drop slices that are nearly all air

@@ -13,18 +13,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import inspect
+import json
 import math
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from invdiff.datasets.npy_toml import read_toml
 from invdiff.datasets.slices import MODALITIES, build_slices, load_slices
 from invdiff.priors.augment import Augmentation, SliceSampler
 from invdiff.priors.autoencoder import Autoencoder, autoencoder_loss
@@ -36,6 +43,8 @@ from invdiff.storage import atomic_path
 M = TypeVar("M", bound=nn.Module)
 Callback = Callable[..., None]
 TV_WEIGHTS = (0.6, 0.9, 1.2, 1.6, 2.2)  # of the baseline, times sigma
+MAY_BE_0 = {"n_blocks", "seed", "rotation", "gain", "gamma", "bias", "phase", "noise", "l1"}
+AT_MOST_1 = {"remap", "ema"}  # numbers of a configuration; those in neither set, but for p_mean, are positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +97,7 @@ class PhantomVolume:
         module, _, name = self.make.partition(":")
         try:
             return getattr(import_module(module), name)(self.n, seed=self.seed)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"[[phantoms]] make = {self.make!r}: expected package.module:Class ({error}).") from None
 
 
@@ -136,21 +145,25 @@ class TrainConfig:
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:
-        """From a TOML file. Raises ValueError naming unknown or missing entries."""
-        try:
-            import tomllib
-        except ModuleNotFoundError:  # Python 3.10
-            import tomli as tomllib  # type: ignore[no-redef]
-        try:
-            table = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path.name} is not valid TOML: {error}") from None
-        augmentation = _checked(Augmentation, table.pop("augmentation", {}), f"{path.name} [augmentation]")
-        if (stage := table.pop("autoencoder", None)) is not None:
-            stage = _checked(AutoencoderConfig, stage, f"{path.name} [autoencoder]")
-        phantoms = [_checked(PhantomVolume, t, f"{path.name} [[phantoms]]") for t in table.pop("phantoms", [])]
-        stages = {"augmentation": augmentation, "autoencoder": stage, "phantoms": phantoms}
-        config = _checked(cls, {**table, **stages}, path.name)
+        """From a TOML file. Raises ValueError naming an entry that is unknown, missing, or of a wrong kind or range."""
+        table = read_toml(path)
+        network = _arguments(UNet, table.pop("network", {}), f"{path.name} [network]")
+        config = cls(network=network, **_arguments(cls, table, path.name))
+        if not re.fullmatch(r"[\w-][\w.-]*", config.name):
+            raise ValueError(
+                f"{path.name}: name becomes a file name: expected letters, digits, '_', '-' and, not first, '.', got "
+                f"{config.name!r}."
+            )
+        augmentation, stage, phantoms = config.augmentation, config.autoencoder, config.phantoms
+        if augmentation.pixel_size[0] > augmentation.pixel_size[1]:
+            raise ValueError(
+                f"{path.name} [augmentation]: expected pixel_size = [smallest, largest], got "
+                f"{list(augmentation.pixel_size)}."
+            )
+        if config.sigma_min >= config.sigma_max:
+            raise ValueError(
+                f"{path.name}: expected sigma_min below sigma_max, got {config.sigma_min} and {config.sigma_max}."
+            )
         if config.modality not in MODALITIES:
             raise ValueError(
                 f"{path.name}: unknown modality {config.modality!r}; it must be one of {list(MODALITIES)}."
@@ -167,7 +180,44 @@ class TrainConfig:
                 f"{path.name}: the denoiser must have the channels of what it denoises: expected "
                 f"[network] channels = {expected}, got {channels}."
             )
+        try:
+            config.try_networks()
+        except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
+            raise ValueError(
+                f"{path.name}: the networks do not take images of {augmentation.size} x {augmentation.size} pixels "
+                f"({' '.join(str(error).split())}). Give one or more widths, multiples of 8, and a size (with an "
+                f"autoencoder: of the latents) that unshuffle * 2^(number of widths - 1) divides."
+            ) from None
         return config
+
+    def try_networks(self) -> None:
+        """Build the networks and apply them to an image of zeros; an error is what torch makes of it."""
+        x = torch.zeros(1, self.augmentation.channels, self.augmentation.size, self.augmentation.size)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            if self.autoencoder is not None:
+                autoencoder = Autoencoder(**self.autoencoder.network())
+                x = autoencoder.encode(x)
+                autoencoder.decode(x)
+            EDMDenoiser(UNet(**self.network))(x, torch.ones(1))
+
+    def of_slices(self) -> dict[str, str]:
+        """Digests of what a slice file is made from, by name."""
+        phantoms = [dataclasses.asdict(p) for p in self.phantoms]
+        return _digests(
+            {"modality": self.modality, "train": self.train, "validation": self.validation, "phantoms": phantoms,
+             "largest pixel_size": self.augmentation.pixel_size[1]}
+        )  # fmt: skip
+
+    def of_autoencoder(self) -> dict[str, str]:
+        """Digests of what the training of an autoencoder may not change half-way, by name."""
+        stage = self.autoencoder
+        first = None if stage is None else {**stage.network(), "noise": stage.noise, "l1": stage.l1}
+        return _digests({**dataclasses.asdict(self.augmentation), "[autoencoder]": first})
+
+    def of_denoiser(self) -> dict[str, str]:
+        """The same for the denoiser."""
+        network = {k: p.default for k, p in inspect.signature(UNet).parameters.items()} | self.network
+        return {**self.of_autoencoder(), **_digests({**network, "p_mean": self.p_mean, "p_std": self.p_std})}
 
     @property
     def total_steps(self) -> int:
@@ -175,17 +225,60 @@ class TrainConfig:
         return self.n_steps + (self.autoencoder.n_steps if self.autoencoder else 0)
 
 
-def _checked(cls: type, table: dict[str, Any], where: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(table) - set(fields)):
-        raise ValueError(f"{where}: no parameter {', '.join(map(repr, unknown))}; it has {', '.join(fields)}.")
-    missing = [
-        n for n, f in fields.items()
-        if n not in table and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
-    if missing:
+def _arguments(of: Callable[..., Any], table: Any, where: str) -> dict[str, Any]:
+    """A TOML table as arguments of the class ``of``, by its annotations. Raises ValueError."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{where}: expected a table, got {table!r}.")
+    known = inspect.signature(of).parameters
+    if unknown := sorted(set(table) - set(known)):
+        raise ValueError(f"{where}: no parameter {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
+    if missing := [n for n, p in known.items() if n not in table and p.default is p.empty]:
         raise ValueError(f"{where}: missing {', '.join(missing)}.")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
+    kinds = get_type_hints(of.__init__)
+    return {name: _value(value, kinds[name], name, where) for name, value in table.items()}
+
+
+def _value(value: Any, kind: Any, name: str, where: str) -> Any:
+    """One entry of a table, of the annotated kind. Raises ValueError."""
+    if get_origin(kind) is UnionType:  # with None, which TOML cannot say
+        kind = get_args(kind)[0]
+    if dataclasses.is_dataclass(kind):
+        return kind(**_arguments(kind, value, f"{where} [{name}]"))  # type: ignore[arg-type, operator]
+    if get_origin(kind) in (tuple, Sequence):
+        item, pair = get_args(kind)[0], get_args(kind)[1:] == (float,)
+        if not isinstance(value, list) or (pair and len(value) != 2):
+            raise ValueError(f"{where}: {name} must be a list{' of two numbers' * pair}, got {value!r}.")
+        return tuple(_value(v, item, f"[{name}]" if dataclasses.is_dataclass(item) else name, where) for v in value)
+    expected = {str: "text", int: "an integer", float: "a number"}[kind]
+    allowed, words = _range(name) if kind is not str else (lambda text: True, "")
+    right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not right or not allowed(value):
+        raise ValueError(f"{where}: {name} must be {expected}{words}, got {value!r}.")
+    return kind(value)
+
+
+def _range(name: str) -> tuple[Callable[[float], bool], str]:
+    """What a number of this name may be: as a function and in words."""
+    if name == "p_mean":
+        return math.isfinite, ""
+    if name in AT_MOST_1:
+        return lambda v: 0 <= v <= 1, " from 0 to 1"
+    if name in MAY_BE_0:
+        return lambda v: 0 <= v < math.inf, ", 0 or more"
+    return lambda v: 0 < v < math.inf, " above 0"
+
+
+def _digests(settings: dict[str, Any]) -> dict[str, str]:
+    return {k: hashlib.sha256(json.dumps(v).encode()).hexdigest()[:16] for k, v in settings.items()}
+
+
+def _same(stored: dict[str, str], ours: dict[str, str], file: Path) -> None:
+    """Raise ValueError unless the digests agree, as far as they are stored: earlier versions stored none."""
+    if other := [name for name in ours if stored.get(name, ours[name]) != ours[name]]:
+        raise ValueError(
+            f"{file} belongs to another configuration, which differs in {', '.join(other)}: train this one in another "
+            f"folder (--out), or continue with the configuration that the folder was started with."
+        )
 
 
 def train(
@@ -212,12 +305,23 @@ def train(
 
     Returns:
         The weights file, or None if the run stopped before its last step.
+
+    Raises:
+        ValueError: ``out`` was started with another configuration. Lengths of the run, batch sizes, learning rates,
+            the weight average and texts may change half-way.
     """
+    if not max_minutes >= 0:
+        raise ValueError(f"max_minutes must be 0 or more, got {max_minutes}.")
+    if data is not None and not data.is_dir():
+        raise FileNotFoundError(f"No such folder of volumes (--data): {data}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     bfloat16 = device.type != "cpu" if bfloat16 is None else bfloat16
     slices = out / "slices.h5"
     modality = MODALITIES[config.modality]
-    if not slices.exists():
+    if slices.exists():
+        with h5py.File(slices, "r") as f:
+            _same(json.loads(f.attrs.get("origin", "{}")), config.of_slices(), slices)
+    else:
         names = (*config.train, *config.validation)
         if data is None and names:
             raise ValueError(f"{slices} does not exist yet: give the folder of the volumes (--data).")
@@ -228,6 +332,7 @@ def train(
             slices, root=data, modality=modality, train=config.train, validation=config.validation,
             coarsest=config.augmentation.pixel_size[1],
             phantoms={p.name: (p.split, made[p.name], made[p.name].pixel_size) for p in config.phantoms},
+            origin=json.dumps(config.of_slices()),
         )  # fmt: skip
     stacks, value_range = load_slices(slices, "train")
     sampler = SliceSampler(stacks, config.augmentation, value_range)
@@ -262,7 +367,7 @@ def train(
             autoencoder.calibrate(calibration())
         autoencoder, done, seconds = _fit(
             "autoencoder", autoencoder, reconstruct, state, n_steps=first.n_steps, learning_rate=first.learning_rate,
-            generator=seeded, callback=_offset(callback, 0, total), **common,
+            generator=seeded, callback=_offset(callback, 0, total), identity=config.of_autoencoder(), **common,
         )  # fmt: skip
         if done < first.n_steps:
             return None
@@ -284,7 +389,7 @@ def train(
     average, step, more = _fit(
         "denoiser", denoiser, denoise, out / "checkpoint.pt", n_steps=config.n_steps,
         learning_rate=config.learning_rate, generator=seeded,
-        callback=_offset(callback, total - config.n_steps, total), **common,
+        callback=_offset(callback, total - config.n_steps, total), identity=config.of_denoiser(), **common,
     )  # fmt: skip
     shape = (channels, size, size) if autoencoder is None else autoencoder.latent_shape((1, size, size))
     sample_sheet(average, shape, out / "samples.png", seed=config.seed, autoencoder=autoencoder)
@@ -325,6 +430,7 @@ def _fit(
     loss_of: Callable[[M, torch.Generator], Tensor],
     checkpoint: Path,
     *,
+    identity: dict[str, str],
     n_steps: int,
     learning_rate: float,
     ema: float,
@@ -340,6 +446,7 @@ def _fit(
         name: of the model, in the checkpoint.
         loss_of: ``loss_of(model, generator)``, drawing its batch from the generator.
         checkpoint: file of the state, continued if it exists.
+        identity: digests of what may not change on the way.
     """
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -349,7 +456,11 @@ def _fit(
     step, seconds, losses = 0, 0.0, []
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
-        model.load_state_dict(state[name])
+        _same(state.get("identity", {}), identity, checkpoint)
+        try:
+            model.load_state_dict(state[name])
+        except (KeyError, RuntimeError):
+            raise ValueError(f"{checkpoint} holds another network: give another folder (--out).") from None
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         step, seconds, losses = state["step"], state["seconds"], state["losses"]
@@ -358,7 +469,8 @@ def _fit(
         with atomic_path(checkpoint) as tmp:
             torch.save(
                 {name: model.state_dict(), "average": average.state_dict(), "step": step, "losses": losses,
-                 "optimiser": optimiser.state_dict(), "seconds": seconds + time.monotonic() - begun}, tmp
+                 "optimiser": optimiser.state_dict(), "seconds": seconds + time.monotonic() - begun,
+                 "identity": identity}, tmp
             )  # fmt: skip
 
     begun = last_save = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from invdiff.cli import app
 from invdiff.datasets.slices import Stack, load_slices
-from invdiff.priors import load_prior
+from invdiff.priors import load_prior, shipped_priors
 from invdiff.priors.augment import Augmentation, SliceSampler
 from invdiff.priors.denoiser import EDMDenoiser
 from invdiff.priors.train import TrainConfig, edm_loss, train
@@ -207,10 +208,116 @@ def test_wrong_configurations_are_refused(data: Path, change: str, message: str)
         TrainConfig.read(data / "bad.toml")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("n_steps = 0", "n_steps must be an integer above 0, got 0"),
+        ("n_steps = 2.5", "n_steps must be an integer above 0, got 2.5"),
+        ("n_steps = true", "n_steps must be an integer above 0, got True"),
+        ('n_steps = "a"', "n_steps must be an integer above 0, got 'a'"),
+        ("batch_size = 0", "batch_size must be"),
+        ("n_blocks = -1", r"\[network\]: n_blocks must be an integer, 0 or more, got -1"),
+        ("widths = 8", r"\[network\]: widths must be a list, got 8"),
+        ("widths = [-8]", "widths must be an integer above 0, got -8"),
+        ("widths = []", "16 x 16 pixels .* Give one or more widths"),
+        ("widths = [9]", "16 x 16 pixels .* multiples of 8"),
+        ("size = 33", "33 x 33 pixels .* divides"),
+        ("unshuffle = 3", "16 x 16 pixels .* divides"),
+        ("unshuffle = 0", "unshuffle must be"),
+        ("pixel_size = [3, 1]", r"expected pixel_size = \[smallest, largest\], got \[3.0, 1.0\]"),
+        ("pixel_size = [1, 2, 3]", "pixel_size must be a list of two numbers"),
+        ("pixel_size = [0, 0]", "pixel_size must be a number above 0, got 0"),
+        ("gain = nan", "gain must be a number, 0 or more, got nan"),
+        ("sigma_min = 100", "sigma_min below sigma_max, got 100.0 and 100.0"),
+        ("ema = 2", "ema must be a number from 0 to 1, got 2"),
+        ("p_std = -1", "p_std must be a number above 0, got -1"),
+        ('name = "../esc"', "file name: expected letters.* got '../esc'"),
+        ('name = ""', "file name: expected letters"),
+        ('train = "a.nii.gz"', "train must be a list, got 'a.nii.gz'"),
+        ("augmentation = 3", r"\[augmentation\]: expected a table, got 3"),
+    ],
+)
+def test_wrong_values_are_refused(data: Path, line: str, message: str) -> None:
+    text, key = TOML, line.partition(" ")[0]
+    if key == "augmentation":
+        text = text[: text.index("[augmentation]")] + text[text.index("[network]") :]
+    text, n = re.subn(rf"^{key} = .*$", line, text, flags=re.MULTILINE)
+    (data / "bad.toml").write_text(text if n else f"{line}\n{text}")
+    with pytest.raises(ValueError, match=rf"^bad\.toml.*{message}"):
+        TrainConfig.read(data / "bad.toml")
+
+
+def test_the_file_is_utf_8(data: Path) -> None:
+    (data / "tiny.toml").write_bytes(f'licence = "frei, für alle"{TOML}'.encode())
+    assert TrainConfig.read(data / "tiny.toml").licence == "frei, für alle"
+    (data / "tiny.toml").write_bytes(f'licence = "für alle"{TOML}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"tiny\.toml is not valid TOML .*utf-8"):
+        TrainConfig.read(data / "tiny.toml")
+
+
+def test_the_shipped_configurations_are_read() -> None:
+    for file in shipped_priors().values():
+        assert TrainConfig.read(file.with_suffix(".toml")).name == file.stem
+
+
+class TestAnotherConfiguration:
+    """In the folder of a run."""
+
+    @pytest.fixture
+    def out(self, data: Path) -> Path:
+        train(TrainConfig.read(data / "tiny.toml"), data / "run", data=data, device="cpu", max_minutes=0)
+        return data / "run"
+
+    @pytest.mark.parametrize(
+        ("change", "differs"),
+        [
+            (('modality = "mri"', 'modality = "disc"'), r"slices\.h5 .* differs in modality:"),
+            (('["a.nii.gz"]', '["c.nii.gz"]'), r"slices\.h5 .* differs in train:"),
+            (('["b.nii.gz"]', '["c.nii.gz"]'), r"slices\.h5 .* differs in validation:"),
+            (("[network]", PHANTOMS[PHANTOMS.index("[[") : PHANTOMS.index("[aug")] + "[network]"), "in phantoms:"),
+            (("size = 16", "size = 32"), r"checkpoint\.pt .* differs in size:"),
+            (("[8, 8]", "[8, 16]"), r"checkpoint\.pt .* differs in widths:"),
+            (("[network]", "[network]\nchannels = 2"), r"checkpoint\.pt .* differs in phase, channels:"),
+            (("batch_size", "p_mean = -1\nbatch_size"), r"checkpoint\.pt .* differs in p_mean:"),
+        ],
+    )
+    def test_is_refused(self, data: Path, out: Path, change: tuple[str, str], differs: str) -> None:
+        text = TOML.replace(*change)
+        if "channels" in change[1]:
+            text = text.replace("bias = 0.1", "bias = 0.1\nphase = 1.0")
+        (data / "other.toml").write_text(text)
+        with pytest.raises(ValueError, match=f"{differs}.*--out"):
+            train(TrainConfig.read(data / "other.toml"), out, device="cpu")
+
+    def test_goes_on_where_only_the_length_and_the_learning_rate_differ(self, data: Path, out: Path) -> None:
+        text = TOML.replace("n_steps = 6", 'n_steps = 2\nlearning_rate = 1e-4\ntrained_on = "one"')
+        (data / "shorter.toml").write_text(text.replace("batch_size = 4", "batch_size = 2"))
+        assert train(TrainConfig.read(data / "shorter.toml"), out, device="cpu") is not None
+        assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 2
+
+    def test_of_an_earlier_version_goes_on_with_the_same_network(self, data: Path, out: Path) -> None:
+        with h5py.File(out / "slices.h5", "a") as f:
+            del f.attrs["origin"]
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        del state["identity"]
+        torch.save(state, out / "checkpoint.pt")
+        (data / "wider.toml").write_text(TOML.replace("[8, 8]", "[8, 16]"))
+        with pytest.raises(ValueError, match="holds another network.*--out"):
+            train(TrainConfig.read(data / "wider.toml"), out, device="cpu")
+        assert train(TrainConfig.read(data / "tiny.toml"), out, device="cpu") is not None
+
+
+def test_time_is_a_number(data: Path) -> None:
+    with pytest.raises(ValueError, match="max_minutes must be 0 or more, got nan"):
+        train(TrainConfig.read(data / "tiny.toml"), data / "out", data=data, max_minutes=math.nan)
+
+
 def test_missing_data_are_named(data: Path) -> None:
     config = TrainConfig.read(data / "tiny.toml")
     with pytest.raises(ValueError, match="--data"):
         train(config, data / "out")
+    with pytest.raises(FileNotFoundError, match=r"No such folder of volumes \(--data\): .*nofolder"):
+        train(config, data / "out", data=data / "nofolder")
     (data / "b.nii.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.nii\.gz"):
         train(config, data / "out", data=data)
