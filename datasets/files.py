@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import h5py
 import numpy as np
@@ -201,7 +204,7 @@ def open(path: str | Path, **options: Any) -> Measurement | Volume:
     Raises:
         FileNotFoundError, OSError: no such file, or a truncated one.
         ValueError: an unknown format, or content that does not make sense.
-        TypeError: an option that the format does not have.
+        TypeError: an option that the format does not have, or a value of the wrong kind.
 
     Example:
         >>> import tempfile
@@ -214,9 +217,7 @@ def open(path: str | Path, **options: Any) -> Measurement | Volume:
         True
     """
     name, module = recognise(path)
-    known = [p for p in inspect.signature(module.read).parameters if p != "path"]
-    if unknown := sorted(set(options) - set(known)):
-        raise TypeError(f"The format {name!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
+    _check(options, _annotations(module.read), name)
     try:
         with np.errstate(all="ignore"):  # what overflows is refused for not being finite
             return module.read(Path(path), **options)
@@ -232,6 +233,9 @@ def open_measurement(path: str | Path, **options: Any) -> Measurement:
         path: as of :func:`open`.
         options: of the format, and of :func:`~invdiff.datasets.denoising.denoising`.
 
+    Raises:
+        FileNotFoundError, OSError, ValueError, TypeError: as :func:`open`.
+
     Example:
         >>> import tempfile
         >>> import nibabel
@@ -245,12 +249,64 @@ def open_measurement(path: str | Path, **options: Any) -> Measurement:
     """
     from invdiff.datasets.denoising import denoising
 
-    known = set(inspect.signature(recognise(path)[1].read).parameters)
-    more = set(inspect.signature(denoising).parameters) - known - {"volume"}
-    result = open(path, **{k: v for k, v in options.items() if k not in more})
+    name, module = recognise(path)
+    own, result_type = _annotations(module.read), get_type_hints(module.read)["return"]
+    may_be_volume = Volume in (result_type, *get_args(result_type))
+    more = {k: v for k, v in _annotations(denoising).items() if may_be_volume and k not in own}
+    _check(options, own | more, name)
+    result = open(path, **{k: v for k, v in options.items() if k in own})
     left = {k: v for k, v in options.items() if k in more}
     if isinstance(result, Volume):
         return denoising(result, **left)
     if left:
         raise TypeError(f"{Path(path).name} holds a measurement, no image volume; it has no option {', '.join(left)}.")
     return result
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a function, which are its keyword-only parameters, and the type that each is annotated with."""
+    hints = get_type_hints(function)
+    return {k: hints[k] for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def _check(options: Mapping[str, Any], known: Mapping[str, Any], name: str) -> None:
+    """Raise TypeError for an option of the format ``name`` that is unknown, or whose value is of the wrong kind."""
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(f"The format {name!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
+    for option, value in options.items():
+        if not _fits(value, known[option]):
+            raise TypeError(f"The option {option} must be {_words(known[option])}, got {value!r}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation says: a list is as good as a tuple, a whole number as a float, True is no
+    number, and floats are finite."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, h) for h in inner)
+    if kind in (tuple, Sequence):
+        values = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(values, list | tuple | range) or (kind is tuple and len(values) != len(inner)):
+            return False
+        return all(_fits(v, inner[0]) for v in values)
+    if hint is bool:
+        return isinstance(value, bool | np.bool_)
+    if hint is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if hint is float:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        return number and abs(value) < math.inf
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    """An annotation in words, without None, which is what an option is that nobody gives."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(_words(h) for h in inner if h is not type(None))
+    if kind in (tuple, Sequence):
+        numbers, example = ("whole numbers", "[128, 128]") if inner[0] is int else ("finite numbers", "[0, 90]")
+        return f"a list of {numbers}" if kind is Sequence else f"{len(inner)} {numbers}, e.g. {example}"
+    words = {bool: "true or false", int: "a whole number", float: "a finite number"}
+    words[str] = 'text (in quotes where it reads as a number or boolean: NAME="2.9")'
+    return words.get(hint) or f"{hint.__module__}.{hint.__qualname__}"

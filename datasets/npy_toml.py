@@ -194,7 +194,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_TOML:
         raise ValueError(f"{path.name} has more than {MAX_TOML} bytes; expected a short description.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # a byte order mark is no content
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path.name} is not valid TOML ({error}).") from None
 

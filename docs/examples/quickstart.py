@@ -6,8 +6,8 @@ import torch
 from invdiff.operators import CT, ParallelBeam
 
 # stands for your scanner: 60 views of a disc with a hole, 1/mm, with noise
-geometry = ParallelBeam.covering((128, 128), 0.8, 60)
+geometry = ParallelBeam.covering((128, 128), 2.5, 60)
 x, y = geometry.pixel_centres()
-disc = 0.02 * (np.hypot(x, y[:, None]) < 40) - 0.015 * (np.hypot(x - 12, y[:, None]) < 8)
+disc = 0.02 * (np.hypot(x, y[:, None]) < 125) - 0.015 * (np.hypot(x - 37.5, y[:, None]) < 25)
 sinogram = CT(geometry, supersampling=4)(torch.from_numpy(disc).float()[None])[0].numpy()
 np.save("scan.npy", sinogram + 0.02 * np.random.default_rng(0).standard_normal(sinogram.shape))

@@ -119,7 +119,7 @@ class Langevin:
         >>> prior = GaussianPrior(torch.zeros(1, 4, 4), StationaryCovariance(torch.full((1, 4, 4), 0.25)))
         >>> seen = random_pixels((1, 4, 4), 0.5, seed=0)
         >>> m = Measurement(0.6 * seen, Inpainting(seen), GaussianNoise(0.1))
-        >>> p = DAPS(n_anneal=20, kernel=Langevin(n_steps=20, step_size=1e-3))(prior, m, n_samples=32)
+        >>> p = DAPS(n_anneal=20, kernel=Langevin(n_steps=20, step_size=1e-3, step_decay=0.1))(prior, m, n_samples=32)
         >>> bool((p.mean[seen] - 0.6).abs().max() < 0.2)
         True
     """

@@ -152,7 +152,12 @@ class Prior:
         if A.in_shape != self.shape:
             what, instead = "channels", ""
             if A.in_shape[0] == self.shape[0]:
-                what, instead = "size", " A convolutional network works at other sizes: prior.sized(...)."
+                what, size = "size", ",".join(map(str, self.shape[1:]))
+                instead = (
+                    " A convolutional network works at other sizes: prior.sized(...). On the command line, --open "
+                    f"'image_shape=[{size}]' sets the grid of a CT or ultrasound file, and crops or pads an image; "
+                    "--open bin=2 first averages the image's pixels."
+                )
             raise ValueError(
                 f"Prior and measurement differ in image {what}: the prior {self.info.name!r} makes images of shape "
                 f"{self.shape}, the operator takes {A.in_shape}. Choose another prior, or build the operator on a "

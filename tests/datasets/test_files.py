@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -95,3 +98,47 @@ def test_damage_that_hangs_hdf5_is_refused_first(tmp_path: Path, damage: str) ->
     path.write_bytes(content)
     with pytest.raises(OSError, match="makes no sense|claims more entries"), open_hdf5(path) as f:
         f["lists"][2]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "expected"),
+    [
+        ("HTC 2022", "linearise", "no", "true or false, got 'no'"),
+        ("HTC 2022", "linearise", 0, "true or false, got 0"),
+        ("HTC 2022", "image_shape", [1, 2, 3], "2 whole numbers"),
+        ("HTC 2022", "image_shape", [1.5, 2.5], "2 whole numbers"),
+        ("HTC 2022", "image_shape", 128, "2 whole numbers"),
+        ("HTC 2022", "image_scale", math.inf, "a finite number, got inf"),
+        ("HTC 2022", "views", True, "a whole number, got True"),
+        ("HTC 2022", "angles", "", "2 finite numbers"),
+        ("Data Exchange", "centre", "abc", "a finite number, got 'abc'"),
+        ("Data Exchange", "angles", [0, math.nan], "2 finite numbers"),
+        ("zea", "angles", [0.5], "a whole number or a list of whole numbers"),
+        ("NIfTI", "fill", "abc", "a finite number"),
+        ("NIfTI", "index", "abc", "a whole number"),
+        ("DICOM", "series", 2.9, "text"),
+        ("fastMRI", "mask", 3, "numpy.ndarray or torch.Tensor, got 3"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused(
+    tmp_path: Path, fixtures: Any, name: str, option: str, value: Any, expected: str
+) -> None:
+    path = fixtures.all[name][0](tmp_path)
+    with pytest.raises(TypeError, match=f"^The option {option} must be {re.escape(expected)}"):
+        datasets.open_measurement(path, **{option: value})
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path, fixtures: Any) -> None:
+    path = fixtures.all["HTC 2022"][0](tmp_path)
+    options: dict[str, Any] = {"views": np.int64(6), "linearise": np.bool_(True), "image_shape": np.array([16, 16])}
+    m = datasets.open(path, pixel_size=np.float32(3), image_scale=1, angles=[0, 180], **options)
+    assert isinstance(m, Measurement)
+    assert m.A.in_shape == (1, 16, 16)
+    assert m.y.shape[1] == 6
+
+
+def test_options_with_none_for_the_default(tmp_path: Path, fixtures: Any) -> None:
+    for name, option in (("HTC 2022", "views"), ("NIfTI", "fill"), ("DICOM", "series")):
+        write, options = fixtures.all[name]
+        (tmp_path / name).mkdir()
+        datasets.open(write(tmp_path / name), **{option: None}, **options)

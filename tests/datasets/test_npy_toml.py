@@ -103,6 +103,12 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) ->
         datasets.open(write(tmp_path, "ct-parallel", toml.replace(old, new)))
 
 
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = write(tmp_path, "blur")
+    (tmp_path / "scan.toml").write_text(EXAMPLES["blur"], encoding="utf-8-sig")
+    assert isinstance(datasets.open(path).A, Blur)
+
+
 def test_files_that_are_not_there_or_elsewhere(tmp_path: Path) -> None:
     path = write(tmp_path, "inpainting", EXAMPLES["inpainting"].replace("mask.npy", "../mask.npy"))
     with pytest.raises(ValueError, match="in the same folder"):

@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [p for p in DOCS.rglob("*.md") if not {"_build", "_generated"} & set(p.relative_to(DOCS).parts)]
 
 
-@pytest.mark.parametrize("name", ["operator", "prior"])
+@pytest.mark.parametrize("name", ["own_operator", "prior"])
 def test_examples_run_as_they_stand(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
