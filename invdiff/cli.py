@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -30,6 +31,8 @@ def _program() -> None:
     from invdiff.priors.memory import keep_freed_memory
 
     keep_freed_memory()
+    if "" not in sys.path:  # plug-ins of the current folder; last, where they hide nothing that is installed
+        sys.path.append("")
 
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow a non-empty output folder.")]
@@ -118,6 +121,8 @@ def reconstruct(
 
     try:
         require_empty(out, overwrite=overwrite)
+        if file.resolve() in [p.resolve() for p in earlier_results(out)]:
+            raise ValueError(f"{file} is itself one of the results that --overwrite replaces. Choose another folder.")
         check_device(device)
         sampler = configure(lookup(ALGORITHMS, algorithm, "algorithm"), parse_assignments(set_ or []))
         loaded = load_prior(prior, device=device)
@@ -129,6 +134,8 @@ def reconstruct(
             loaded, measurement, n_samples=samples, seed=seed, batch_size=batch_size,
             callback=progress_bar(algorithm),
         )  # fmt: skip
+        for path in earlier_results(out) if overwrite else ():
+            path.unlink()
         posterior.save(out, overwrite=overwrite)
         name = re.sub(r"[^\w.+-]+", "-", measurement.item) or file.name.split(".")[0]
         posterior.export(out / f"{name}.nii.gz", overwrite=True)
@@ -145,7 +152,7 @@ def reconstruct(
 @app.command()
 def truth(
     algorithm: Annotated[
-        list[str] | None, typer.Option(help="A row of the bench, see 'invdiff list'; repeatable. Default: all.")
+        list[str] | None, typer.Option(help="A row of the bench, or all of an algorithm; repeatable. Default: all.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer measurements, draws and steps.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for truth.json and truth.png.")] = Path("invdiff-truth"),
@@ -170,12 +177,12 @@ def truth(
                 bar.update(done - bar.n)
 
             records = run_truth(algorithm, quick=quick, seed=seed, workers=workers, callback=callback)
+        for table in tables(records):
+            console.print(table)
+        console.print(LEGEND, highlight=False)
         save(records, out)
     except USER_ERRORS as error:
         fail(error)
-    for table in tables(records):
-        console.print(table)
-    console.print(LEGEND, highlight=False)
     console.print(f"All numbers, with the parameters of every row: {out}/truth.json; figure: {out}/truth.png.")
 
 
@@ -208,10 +215,12 @@ def cite(name: Annotated[str, typer.Argument(help="An algorithm or classical met
     from invdiff.classical import CLASSICAL
 
     try:
-        method = lookup({**ALGORITHMS, **CLASSICAL}, name, "method")
+        bibtex = getattr(lookup({**ALGORITHMS, **CLASSICAL}, name, "method"), "bibtex", None)
+        if not isinstance(bibtex, str):
+            raise KeyError(f"The method {name!r} cannot be cited; it needs the class attribute bibtex, a text.")
     except USER_ERRORS as error:
         fail(error)
-    typer.echo(method.bibtex)
+    typer.echo(bibtex)
 
 
 @app.command()
@@ -333,6 +342,12 @@ def prior_convert(
     console.print(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB, {'fp16' if half else 'fp32'})")
 
 
+def earlier_results(folder: Path) -> list[Path]:
+    """What an earlier ``reconstruct`` wrote into a folder."""
+    name = r"posterior\.(safetensors|json)|figure\.png|.+_desc-(mean|std|samples)_image\.(nii\.gz|json)"
+    return [p for p in folder.iterdir() if re.fullmatch(name, p.name)] if folder.is_dir() else []
+
+
 def placed(measurement: Any) -> Any:
     """The measurement with the place of its pixels in its metadata, where only its CT geometry knows it."""
     from dataclasses import replace
@@ -378,8 +393,10 @@ def parse_assignments(texts: list[str], *, option: str = "--set") -> dict[str, A
 
 
 def _value(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1]
     if text.startswith("[") and text.endswith("]"):
         return [_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
     for kind in (int, float):
@@ -400,7 +417,7 @@ def lookup(table: dict[str, type], name: str, what: str) -> Any:
         module, _, attribute = name.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, SyntaxError, ValueError, TypeError) as error:
             raise KeyError(f"Cannot load the {what} {name!r}: {error}.") from None
     raise KeyError(f"No {what} {name!r}; there are {', '.join(table)} (or package.module:Class).")
 
@@ -408,7 +425,7 @@ def lookup(table: dict[str, type], name: str, what: str) -> Any:
 def _first_line(what: Any) -> str:
     """The first paragraph of a docstring, as plain text."""
     paragraph = " ".join((what.__doc__ or "").strip().split("\n\n")[0].split())
-    return re.sub(r":class:|`|\*", "", paragraph)
+    return re.sub(r"(?<!\w)\*(\w[^*]*\w)\*(?!\w)", r"\1", re.sub(r":class:|`", "", paragraph))
 
 
 def _first_card_line(path: Path) -> str:

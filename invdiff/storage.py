@@ -14,6 +14,7 @@ import json
 import math
 import mmap
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -43,11 +44,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def require_empty(folder: Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError if ``folder`` holds anything and ``overwrite`` is False."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; the output must be a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    """Raise an OSError if ``folder`` holds anything and ``overwrite`` is False, or if nothing can be written there.
+
+    Nothing is left behind: a folder that does not exist is not made, the nearest one above it is tried.
+    """
+    there = next((f for f in (folder, *folder.parents) if os.path.lexists(f)), folder)
+    if not os.path.isdir(there):
+        raise NotADirectoryError(f"{there} is a file; the output must be a folder.")
+    if there == folder and not overwrite and any(folder.iterdir()):
         raise FileExistsError(f"The folder {folder} is not empty. Choose another, or allow overwriting (--overwrite).")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(f"Nothing can be written into {folder} ({error.strerror}). Choose another folder.") from None
 
 
 def known_classes() -> dict[str, type]:

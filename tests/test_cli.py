@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from typer.testing import CliRunner, Result
 from invdiff import GaussianNoise, Measurement, Posterior
 from invdiff.algorithms import ALGORITHMS
 from invdiff.classical import CLASSICAL
-from invdiff.cli import app
+from invdiff.cli import app, parse_assignments
 from invdiff.operators import OPERATORS, Identity
 from invdiff.priors import EDMDenoiser, PriorInfo, save_prior
 from invdiff.priors.networks import UNet
@@ -74,6 +76,34 @@ def test_a_plugin_algorithm_is_found_by_module_and_class(run: Run) -> None:
     result = run(*RECONSTRUCT, *plugin, "--overwrite")
     assert result.exit_code == 2
     assert "DPS has no parameter 'n_anneal'; it has n_steps, guidance_scale, clip" in result.stderr
+
+
+def test_overwriting_leaves_nothing_of_an_earlier_run_and_nothing_else_goes(run: Run) -> None:
+    assert run(*RECONSTRUCT).exit_code == 0
+    mine = ["m_desc-mask_image.nii.gz", "m_desc-std_image.png", "notes.txt", "posterior.txt"]
+    for name in mine:
+        Path("out", name).write_text("mine")
+    before = sorted(Path("out").iterdir())
+    assert Path("out/m_desc-samples_image.json") in before
+    assert run(*RECONSTRUCT, "--overwrite", "--set", "n_anneal=0").exit_code == 2
+    assert sorted(Path("out").iterdir()) == before  # what is refused loses nothing
+    assert run(*RECONSTRUCT, "--overwrite", "--samples", 1).exit_code == 0
+    new = ["figure.png", "m_desc-mean_image.json", "m_desc-mean_image.nii.gz", "posterior.json"]
+    assert sorted(p.name for p in Path("out").iterdir()) == sorted([*mine, *new, "posterior.safetensors"])
+
+
+def test_an_input_that_overwriting_would_remove_is_refused(run: Run) -> None:
+    Path("out").mkdir()
+    shutil.copy("m.h5", "out/x_desc-mean_image.nii.gz")
+    result = run("reconstruct", "out/x_desc-mean_image.nii.gz", *RECONSTRUCT[2:], "--overwrite")
+    assert result.exit_code == 2
+    assert "is itself one of the results" in result.stderr
+
+
+def test_plugins_of_the_current_folder_are_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])  # as for an installed command
+    Path("my_methods.py").write_text("class A:\n    bibtex = '@misc{mine}'\n")
+    assert run("cite", "my_methods:A").output == "@misc{mine}\n"
 
 
 def write(path: str, content: bytes) -> Callable[[], None]:
@@ -139,10 +169,21 @@ def negative_sigma() -> None:
         ((*RECONSTRUCT, "--views", 3), None, "The format 'invdiff measurement' has no option views; it has none"),
         ((*RECONSTRUCT, "--open", "row=3"), None, "The format 'invdiff measurement' has no option row"),
         ((*RECONSTRUCT, "--open", "row"), None, "--open takes NAME=VALUE"),
+        ((*RECONSTRUCT, "--algorithm", "json:JSONDecoder"), None, "must be a dataclass, got JSONDecoder"),
+        ((*RECONSTRUCT, "--algorithm", ":a"), None, "Cannot load the algorithm ':a': Empty module name"),
+        ((*RECONSTRUCT, "--algorithm", ".a:b"), None, "Cannot load the algorithm '.a:b'"),
+        ((*RECONSTRUCT, "--out", "m.h5/x"), None, "m.h5 is a file; the output must be a folder"),
+        ((*RECONSTRUCT, "--out", "/proc/x"), None, "Nothing can be written into /proc/x"),
+        (("truth", "--out", "m.h5/x"), None, "m.h5 is a file"),
+        (("demo", "--out", "m.h5/x"), None, "m.h5 is a file"),
         ((*RECONSTRUCT, "--device", "tpu"), None, "The device 'tpu' is not available"),
         (("cite", "dsp"), None, "No method 'dsp'"),
+        (("cite", "json:JSONDecoder"), None, "The method 'json:JSONDecoder' cannot be cited"),
+        (("cite", "invdiff.priors:Prior"), None, "cannot be cited"),
+        (("cite", "broken:A"), write("broken.py", b"class A(:"), "invalid syntax (broken.py, line 1)"),
         (("train", "no.toml", "--out", "run"), None, "No such file: no.toml"),
         (("prior", "info", "m.h5"), None, "A prior is a .safetensors file"),
+        (("prior", "info", "."), None, "error: . is not an invdiff prior"),
         (("demo", "--out", "out"), fill_out, "not empty"),
     ],
 )
@@ -165,6 +206,8 @@ def test_list_shows_every_entry(run: Run) -> None:
     output = run("list").output
     for name in [*ALGORITHMS, *CLASSICAL, *OPERATORS, "ct-128", "brain-mri-128", ".h5", ".mat"]:
         assert name in output
+    assert "y = mask * x" in output  # emphasis goes, products stay
+    assert "Label: heuristic" in output
 
 
 @pytest.mark.parametrize("name", [*ALGORITHMS, *CLASSICAL])
@@ -173,6 +216,39 @@ def test_every_method_can_be_cited(run: Run, name: str) -> None:
     assert output.startswith("@")
     assert output.count("{") == output.count("}")
     assert "year" in output
+
+
+def write_slices() -> None:
+    import nibabel
+    import numpy as np
+
+    voxels = np.random.default_rng(0).normal(5, 1, (32, 32, 3)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), "v.nii")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), "--open 'image_shape=[16,16]' sets the grid of a CT or ultrasound file, and crops or pads an image"),
+        (("--open", "index=1.5"), "The option index must be a whole number, got 1.5."),
+        (("--open", "image_shape=[]"), "The option image_shape must be 2 whole numbers, e.g. [128, 128], got []."),
+        (("--open", "foo=3"), "'NIfTI' has no option foo; it has fill, index, sigma, bin, image_shape."),
+    ],
+)
+def test_options_of_a_volume(run: Run, given: tuple[str, ...], message: str) -> None:
+    write_slices()
+    result = run("reconstruct", "v.nii", *RECONSTRUCT[2:], *given)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert message in result.stderr
+    for fits in ("bin=2", "image_shape=[16,16]"):
+        result = run("reconstruct", "v.nii", *RECONSTRUCT[2:], "--open", fits, "--overwrite")
+        assert result.exit_code == 0, result.output
+
+
+def test_values_on_the_command_line() -> None:
+    given = ("a=false", "b=True", "c=no", "d=2.9", "e='2.9'", 'f="true"', "g=[1, 2.5]", "h=")
+    values = list(parse_assignments(list(given)).values())
+    assert values == [False, True, "no", 2.9, "2.9", "true", [1, 2.5], ""]
 
 
 def test_prior_info_shows_what_is_known(run: Run) -> None:

@@ -22,7 +22,10 @@ def configure(cls: type, parameters: Mapping[str, Any]) -> Any:
 
     Raises:
         ValueError: unknown names or values of the wrong type, with the list of valid names.
+        TypeError: ``cls`` is no dataclass.
     """
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise TypeError(f"An algorithm must be a dataclass, got {getattr(cls, '__name__', repr(cls))}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ def _errors() -> tuple[type[BaseException], ...]:
     from invdiff.benchmark.store import LockedError
     from invdiff.cli import USER_ERRORS
 
-    return (*USER_ERRORS, LockedError, ImportError)
+    return (*USER_ERRORS, LockedError, ImportError, SyntaxError)
 
 
 @app.command()
@@ -98,7 +99,9 @@ def run(
         first = message.splitlines()[0] if message else ""
         console.print(f"  failed {key[:12]}: {first}", highlight=False, soft_wrap=True, markup=False)
     if summary.failed:
-        console.print("'invdiff bench show KEY' has the tracebacks; --retry-failed tries again.")
+        show = f"invdiff bench show KEY --store {shlex.quote(str(store))}"
+        text = f"The tracebacks: {show}\nTo try again, add --retry-failed to this command."
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1)
 
 

@@ -95,6 +95,10 @@ def connect(address: str) -> Iterator[Executor]:
         OSError: there is no scheduler.
     """
     _, distributed = _import()
+    try:  # a Client that refuses its address would hang when it is deleted
+        distributed.comm.get_address_host_port(address)
+    except ValueError as error:
+        raise OSError(f"The address of a dask scheduler is like tcp://127.0.0.1:8786: {error}.") from None
     try:
         client = distributed.Client(address, set_as_default=False, timeout=20)
     except (OSError, ValueError) as error:

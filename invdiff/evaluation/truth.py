@@ -318,7 +318,8 @@ def select(algorithms: Sequence[str] | None) -> dict[str, Setting]:
     known = sorted({s.algorithm for s in SETTINGS.values()})
     for name in algorithms or ():
         if name not in known and name not in SETTINGS:
-            raise KeyError(f"The truth bench has no row for {name!r}; there are {', '.join(known)}.")
+            names = ", ".join(sorted({*known, *SETTINGS}))
+            raise KeyError(f"The truth bench has no row for {name!r}; there are {names}.")
     return {
         row: s for row, s in SETTINGS.items() if algorithms is None or s.algorithm in algorithms or row in algorithms
     }

@@ -477,7 +477,9 @@ def read_checkpoint(name_or_path: str | Path, *, trusted: bool = False, **option
     name, module = next(((n, m) for n, m in formats().items() if m.matches(file)), ("", None))
     if module is None:
         some = f" (it holds {', '.join(repr(k) for k in list(file.content)[:4])}, ...)" if file.content else ""
-        raise ValueError(f"{path.name} is not an invdiff prior, nor a known checkpoint{some}: {', '.join(formats())}.")
+        raise ValueError(
+            f"{path.name or path} is not an invdiff prior, nor a known checkpoint{some}: {', '.join(formats())}."
+        )
     known_options = [p for p in inspect.signature(module.read).parameters if p != "file"]
     if unknown := sorted(set(options) - set(known_options)):
         has = ", ".join(known_options) or "none"

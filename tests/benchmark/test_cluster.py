@@ -263,6 +263,15 @@ def test_no_scheduler_is_one_line(tmp_path: Path) -> None:
         pass
 
 
+def test_an_address_without_a_port_is_one_line(tmp_path: Path, make_plan: Any) -> None:
+    process = start("run", make_plan(), "--store", tmp_path / "s", "--scheduler", "foo")
+    lines = finish(process).strip().splitlines()  # no traceback of a client that hangs
+    assert process.returncode == 2
+    assert lines == [
+        "error: The address of a dask scheduler is like tcp://127.0.0.1:8786: missing port number in address 'foo'."
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

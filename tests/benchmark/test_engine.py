@@ -85,6 +85,7 @@ def test_a_permanent_error_is_tried_once_another_until_its_attempts_end(tmp_path
     assert result.exit_code == 1
     assert "3 tasks: 1 computed now, 0 found" in result.output
     assert "ValueError: on purpose" in result.output
+    assert f"invdiff bench show KEY --store {tmp_path / 's'}\n" in result.output
     store = Store(tmp_path / "s")
     failures = [store.failure(p.stem) for p in (tmp_path / "s" / "failed").iterdir()]
     counts = {f["errors"][-1]["kind"]: len(f["errors"]) for f in failures if f}
@@ -153,13 +154,16 @@ def test_a_prior_that_does_not_fit_is_said_before_any_work(tmp_path: Path, make_
         (("report", "plan.toml", "--store", "s"), "not a benchmark store"),
         (("run", "plan.toml", "--store", "s", "--workers", 2, "--scheduler", "tcp://x:1"), "Choose one of --workers"),
         (("run", "plan.toml", "--store", "s", "--device", "tpu"), "'tpu' is not available"),
+        (("run", "broken.toml", "--store", "s"), "invalid syntax (broken_methods.py, line 1)"),
     ],
 )
 def test_a_wrong_command_is_one_line(
     tmp_path: Path, make_plan: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[Any, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make_plan()
+    text = make_plan().read_text()
+    Path("broken.toml").write_text(text.replace("bench_plugins:Draw", "broken_methods:Draw"))
+    Path("broken_methods.py").write_text("class Draw(:")
     result = cli(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr

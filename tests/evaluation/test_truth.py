@@ -229,7 +229,21 @@ def test_the_command_refuses_an_unknown_algorithm(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["truth", "--algorithm", "nope", "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "there are" in result.output
+    assert "pigdm, pigdm-paper, pnp-dm" in result.output.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_its_tables_where_nothing_can_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left")
+
+    monkeypatch.setattr(truth, "run_truth", lambda *_, **__: [])
+    monkeypatch.setattr(truth, "tables", lambda _: ["a table"])
+    monkeypatch.setattr(truth, "save", full)
+    result = CliRunner().invoke(app, ["truth", "--out", "nowhere"])
+    assert result.exit_code == 2
+    assert "a table" in result.output
+    assert "No space left" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["gaussian-ct", "complex-mri", "mixture-8-4"])
