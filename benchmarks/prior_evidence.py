@@ -33,7 +33,7 @@ from invdiff.algorithms.solvers import sample_prior
 from invdiff.datasets.slices import MODALITIES, Stack, build_slices, load_slices
 from invdiff.priors import NetworkPrior, Tiled
 from invdiff.priors.augment import SliceSampler
-from invdiff.priors.train import TrainConfig
+from invdiff.priors.configuration import TrainConfig
 from invdiff.storage import atomic_path
 
 ZOO = Path(__file__).parents[1] / "invdiff" / "priors" / "zoo"

@@ -43,7 +43,8 @@ widths = [24, 48, 64]
 # %%
 from tqdm.auto import tqdm
 
-from invdiff.priors.train import TrainConfig, train
+from invdiff.priors.configuration import TrainConfig
+from invdiff.priors.train import train
 
 config = TrainConfig.read(Path("my-brain.toml"))
 losses = {}

@@ -19,9 +19,10 @@ from invdiff.noise import GaussianNoise
 from invdiff.operators import Identity, RealAsComplex
 from invdiff.priors import EDMDenoiser, NetworkPrior, PriorInfo, load_prior, save_prior, shipped_priors
 from invdiff.priors.autoencoder import Autoencoder, autoencoder_loss, block_basis
+from invdiff.priors.configuration import TrainConfig
 from invdiff.priors.latent import Decoder, LatentPrior, of_images
 from invdiff.priors.networks import UNet
-from invdiff.priors.train import TrainConfig, train
+from invdiff.priors.train import train
 
 NETWORK = {"channels": 2, "widths": (8, 8), "n_blocks": 1, "unshuffle": 1}
 IMAGE, LATENT = (1, 16, 16), (2, 4, 4)

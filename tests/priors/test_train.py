@@ -18,8 +18,9 @@ from invdiff.cli import app
 from invdiff.datasets.slices import Stack, load_slices
 from invdiff.priors import load_prior, shipped_priors
 from invdiff.priors.augment import Augmentation, SliceSampler
+from invdiff.priors.configuration import TrainConfig
 from invdiff.priors.denoiser import EDMDenoiser
-from invdiff.priors.train import TrainConfig, edm_loss, train
+from invdiff.priors.train import edm_loss, train
 
 TOML = """
 name = "tiny"
