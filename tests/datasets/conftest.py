@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import math
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 
 from invdiff import GaussianNoise, Measurement
 from invdiff.operators import CT, CurvedFanBeam, FanBeam, Identity, ParallelBeam
+
+sys.path.insert(0, str(Path(__file__).parent))  # for mri_files
 
 AFFINE = np.array([[-1.5, 0.1, 0, 20], [0.1, 1.4, 0.2, -30], [0, -0.2, 3.0, 7], [0, 0, 0, 1.0]])
 
