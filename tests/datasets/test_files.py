@@ -141,4 +141,10 @@ def test_options_with_none_for_the_default(tmp_path: Path, fixtures: Any) -> Non
     for name, option in (("HTC 2022", "views"), ("NIfTI", "fill"), ("DICOM", "series")):
         write, options = fixtures.all[name]
         (tmp_path / name).mkdir()
-        datasets.open(write(tmp_path / name), **{option: None}, **options)
+        path = write(tmp_path / name)
+        given, left = (datasets.open(path, **chosen, **options) for chosen in ({option: None}, {}))
+        if isinstance(left, Measurement):
+            assert isinstance(given, Measurement)
+            torch.testing.assert_close(given.y, left.y, rtol=0, atol=0)
+        else:
+            np.testing.assert_array_equal(given.data, left.data)
