@@ -254,10 +254,8 @@ class Measurement:
         if A.in_complex:
             raise TypeError(f"{A!r} takes complex images, priors give real ones. Compose it: A @ ViewAsComplex(shape).")
         constant = torch.full(A.in_shape, offset, dtype=A.dtype, device=A.device)
-        if isinstance(A, LinearOperator):
-            inner: Operator = Affine(scale * A, A(constant))
-        elif isinstance(A, Affine):
-            inner = Affine(scale * A.linear, A(constant))
+        if self.linear is not None:
+            inner: Operator = Affine(scale * self.linear, A(constant))
         else:
             identity = Identity(A.in_shape).to(dtype=A.dtype, device=A.device)
             inner = A @ Affine(scale * identity, constant)
