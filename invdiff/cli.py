@@ -134,14 +134,16 @@ def reconstruct(
             loaded, measurement, n_samples=samples, seed=seed, batch_size=batch_size,
             callback=progress_bar(algorithm),
         )  # fmt: skip
-        for path in earlier_results(out) if overwrite else ():
-            path.unlink()
+        earlier = {path: path.stat().st_ino for path in earlier_results(out)}
         posterior.save(out, overwrite=overwrite)
         name = re.sub(r"[^\w.+-]+", "-", measurement.item) or file.name.split(".")[0]
         posterior.export(out / f"{name}.nii.gz", overwrite=True)
         classical = ("FBP", FBP()(None, measurement)) if isinstance(measurement.A, CT) else None
         row = Row(title=file.stem, posterior=posterior, classical=classical, reference=measurement.reference)
         save_panels([row], out / "figure.png")
+        for path, inode in earlier.items():  # those that no file of this run has replaced
+            if path.stat().st_ino == inode:
+                path.unlink()
     except USER_ERRORS as error:
         fail(error)
     chi2, chi2_mean = float(measurement.chi2(posterior.samples).mean()), float(measurement.chi2(posterior.mean))
@@ -235,7 +237,7 @@ def train(
     """Train a prior, or continue training it."""
     from tqdm import tqdm
 
-    from invdiff.priors.train import TrainConfig
+    from invdiff.priors.configuration import TrainConfig
     from invdiff.priors.train import train as run
 
     try:
