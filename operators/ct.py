@@ -216,6 +216,7 @@ class _Folded:
         self._pixel = torch.from_numpy(pixel.ravel())  # of the image, for each (pixel, kind)
         self._back = torch.from_numpy(back.ravel())  # (pixel, kind), for each (pixel of the image, kind)
         self._ray = torch.from_numpy((symmetry.row * self.n_kinds + symmetry.kind).ravel())  # (row, kind), for each ray
+        self._repeats = len(self._ray.unique()) < len(self._ray)  # lines that are measured more than once
 
     def apply(self, x: Tensor) -> Tensor:
         """(n_pixels,) to (n_rays,)."""
@@ -224,7 +225,9 @@ class _Folded:
 
     def apply_transpose(self, y: Tensor) -> Tensor:
         """(n_rays,) to (n_pixels,), the transpose of :meth:`apply`, step by step."""
-        rays = y.new_zeros(self.pair.shape[0] * self.n_kinds).index_add_(0, self._ray, y)
+        rays = y.new_zeros(self.pair.shape[0] * self.n_kinds)
+        put = rays.index_add_ if self._repeats else rays.index_copy_  # adding is slower
+        put(0, self._ray, y)
         copies = self.pair.apply_transpose(rays.view(-1, self.n_kinds))
         return copies.view(-1).index_select(0, self._back).view(-1, self.n_kinds) @ y.new_ones(self.n_kinds)
 
