@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from invdiff.noise import Noise
 from invdiff.operators.base import COMPLEX, Affine, Identity, LinearOperator, Operator
-from invdiff.operators.linalg import cg
+from invdiff.operators.linalg import cg, cg_on_data
+from invdiff.operators.svd import SVD
 from invdiff.random import SampleStreams
 
 
@@ -147,6 +149,8 @@ class Measurement:
         Raises:
             TypeError: the operator is not linear (or affine).
         """
+        if self._seen is not None:
+            return self._in_coefficients(z, self._seen[1], variance)
         return self._solve(z, self.y, variance, n_steps, tolerance)
 
     def conditional(
@@ -165,9 +169,34 @@ class Measurement:
         """
         precision = self.noise.precision(self.y)
         std = precision**-0.5 if isinstance(precision, float) else precision.rsqrt()
+        if self._seen is not None:  # U^H y, perturbed by the noise in it: no numbers for data that outnumber pixels
+            svd, y = self._seen
+            y = y + std * svd.coefficients(streams.randn(self.A.in_shape, dtype=z.dtype, device=z.device))
+            z = z + variance**0.5 * streams.randn(self.A.in_shape, dtype=z.dtype, device=z.device)
+            return self._in_coefficients(z, y, variance)
         y = self.y + std * streams.randn(self.A.out_shape, dtype=self.y.dtype, device=self.y.device)
         z = z + variance**0.5 * streams.randn(self.A.in_shape, dtype=z.dtype, device=z.device)
         return self._solve(z, y, variance, n_steps, tolerance)
+
+    @cached_property
+    def _seen(self) -> tuple[SVD, Tensor] | None:
+        """The operator's singular value decomposition and ``U^H y``, all that white data tell of the image, where the
+        decomposition has a closed form and there are more data than pixels."""
+        A = self.linear
+        if A is None or A.in_complex or not A.has_closed_form_prox:
+            return None
+        n_in, n_out = math.prod(A.in_shape), math.prod(A.out_shape) * (2 if A.out_complex else 1)
+        if n_out <= n_in or not isinstance(self.noise.precision(self.y), float):
+            return None
+        svd = A.svd()
+        return svd, svd.data_coefficients(self.linear_data)
+
+    def _in_coefficients(self, z: Tensor, y: Tensor, variance: float) -> Tensor:
+        """The proximal point of ``z`` for the data's coefficients ``y = U^H (data)``."""
+        assert self._seen is not None
+        svd, w = self._seen[0], variance * self._mean_precision
+        s = svd.singular_values
+        return z + svd.image(w * s / (1 + w * s.square()) * (y - s * svd.coefficients(z)))
 
     def _solve(self, z: Tensor, y: Tensor, variance: float, n_steps: int, tolerance: float) -> Tensor:
         A = self.linear
@@ -183,7 +212,7 @@ class Measurement:
         if isinstance(precision, float) and A.has_closed_form_prox:
             return A.prox(z, y, variance * precision)
         if not isinstance(precision, float):
-            return z + variance * A.H(self.solve_covariance(y - A(z), variance, n_steps=n_steps, tolerance=tolerance))
+            return z + self._on_data(y - A(z), variance, n_steps, tolerance)[1]
         w = variance * precision
         return cg(
             lambda x: x + w * A.gram(x), z + w * A.H(y), item_ndim=len(A.in_shape), start=z, n_steps=n_steps,
@@ -200,14 +229,26 @@ class Measurement:
         dtype = COMPLEX[A.dtype] if A.in_complex else A.dtype
         energy = torch.zeros(A.out_shape, dtype=A.dtype, device=A.device)
         spectrum = torch.zeros_like(energy)
-        for _ in range(16):
-            signs = 2 * torch.randint(2, A.in_shape, generator=generator) - 1
+        dims = tuple(range(1, 1 + len(A.out_shape)))
+        for _ in range(4):
+            signs = 2 * torch.randint(2, (4, *A.in_shape), generator=generator) - 1
             y = A(signs.to(A.device, dtype))
             y = y if A.observed is None else y * A.observed
-            energy += y.abs().square() / 16
-            spectrum += torch.fft.fftn(y, norm="ortho").abs().square() / 16
+            energy += y.abs().square().sum(0) / 16
+            spectrum += torch.fft.fftn(y, dim=dims, norm="ortho").abs().square().sum(0) / 16
         spectrum = spectrum.flatten(0, -2) if len(A.out_shape) > 1 else spectrum[None]
         return energy, spectrum.square().sum(0) / spectrum.sum(0).clamp(min=torch.finfo(A.dtype).tiny)
+
+    @cached_property
+    def _mean_precision(self) -> float:
+        precision = self.noise.precision(self.y)
+        return precision if isinstance(precision, float) else float(self.mean_over_data(precision))
+
+    @cached_property
+    def _mean_and_peak(self) -> tuple[float, float]:
+        """Of ``A A^H``: the mean of its diagonal, and its level at the strongest frequency."""
+        energy, level = self._covariance_of_white_images
+        return float(self.mean_over_data(energy)), float(level.max())
 
     def solve_covariance(self, r: Tensor, variance: float, *, n_steps: int = 100, tolerance: float = 1e-5) -> Tensor:
         """``(variance A A^H + R)^-1 r``, with R the variances of the noise (of its closest Gaussian): the data's
@@ -223,18 +264,13 @@ class Measurement:
             r: (..., \\*out_shape), zero where nothing is observed.
             variance: of each entry of the image.
         """
-        A = self.linear
+        return self._on_data(r, variance, n_steps, tolerance)[0]
+
+    def _on_data(self, r: Tensor, variance: float, n_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
+        """``u = (variance A A^H + R)^-1 r`` and ``variance A^H u``."""
+        A, s = self.linear, variance**0.5
         assert A is not None
-        precision = self.noise.precision(self.y)
-        p = torch.as_tensor(precision, dtype=A.dtype, device=A.device).sqrt()
-        if A.observed is not None:
-            p = p * A.observed
-        energy, level = self._covariance_of_white_images
-        # R^(-1/2) (variance A A^H + R) R^(-1/2), its diagonal d, and what is left of it per frequency
-        d = 1 + variance * p.square() * energy
-        weight = variance * self.mean_over_data(p.square().expand(A.out_shape))
-        gain = (1 + weight * self.mean_over_data(energy)) / (1 + weight * level)
-        scale = d.rsqrt() if A.observed is None else d.rsqrt() * A.observed
+        p, scale, gain = self._filter(variance)
 
         def approximate_inverse(v: Tensor) -> Tensor:
             v = scale * v
@@ -243,10 +279,32 @@ class Measurement:
             n = v.shape[-1]
             return scale * torch.fft.irfft(gain[: n // 2 + 1] * torch.fft.rfft(v), n=n)
 
-        return p * cg(
-            lambda v: v + variance * p * A(A.H(p * v)), p * r, item_ndim=len(A.out_shape),
+        sp = s * p
+        q, image = cg_on_data(
+            lambda x: sp * A(x), lambda v: A.H(sp * v), p * r, item_ndim=len(A.out_shape),
             preconditioner=approximate_inverse, n_steps=n_steps, tolerance=tolerance,
         )  # fmt: skip
+        return p * q, s * image
+
+    def _filter(self, variance: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the whitened covariance ``R^(-1/2) (variance A A^H + R) R^(-1/2)``: the whitening ``p = R^(-1/2)``, zero
+        where nothing is observed; the inverse root of its diagonal; the inverse of what is left of it per frequency."""
+        A, weight = self.linear, variance * self._mean_precision
+        assert A is not None
+        p = torch.as_tensor(self.noise.precision(self.y), dtype=A.dtype, device=A.device).sqrt()
+        if A.observed is not None:
+            p = p * A.observed
+        energy, level = self._covariance_of_white_images
+        scale = (1 + variance * p.square() * energy).rsqrt()
+        gain = (1 + weight * self._mean_and_peak[0]) / (1 + weight * level)
+        return p, scale if A.observed is None else scale * A.observed, gain
+
+    def conditioning(self, variance: float) -> float:
+        """How far the data's covariance (:meth:`solve_covariance`) at its strongest frequency exceeds its mean: 1 where
+        the noise prevails, up to about the number of views that overlap at low frequencies where the data do. The steps
+        that conjugate gradients need grow with its root."""
+        weight, (mean, peak) = variance * self._mean_precision, self._mean_and_peak
+        return (1 + weight * peak) / (1 + weight * mean)
 
     def in_model_units(self, scale: float, offset: float) -> Measurement:
         """The same measurement as a function of ``u``, where the image is ``x = scale u + offset``."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators.base import LinearOperator
+from invdiff.operators.svd import affordable
 
 BLOCK_BYTES = 2 * 2**20  # of coil images, transformed at a time by one thread of a CPU
 MOST_LINES = 0.4  # fraction of lines up to which moving them is faster than transforming all
@@ -51,7 +52,9 @@ class MultiCoilMRI(LinearOperator):
     two-channel prior, ``@ ViewAsComplex((1, y, x))``. The norm is at most 1 when ``sum |maps|^2 <= 1``.
 
     The shifts of the centred transform are phases, multiplied into the maps and the mask. Where the mask drops most
-    lines of k-space whole, the transform along the lines is computed for the others only.
+    lines of k-space whole, the transform along the lines is computed for the others only. Where it keeps or drops them
+    all whole, as masks of columns do, proximal points and singular values have a closed form, line by line
+    (:func:`~invdiff.operators.svd.line_svd`).
 
     Args:
         maps: coil sensitivities, (coil, y, x) or, for a volume, (coil, z, y, x), complex64.
@@ -92,7 +95,11 @@ class MultiCoilMRI(LinearOperator):
         self._in = (self.maps * phase.to(maps.device)).to(torch.complex64)
         self._out = (sampled * (phase * constant).to(maps.device)).to(torch.complex64)
         self._scale = 1 / math.sqrt(math.prod(shape))  # of the orthonormal FFT: on one image, not on every coil
-        self._first, self._last = _passes(sampled)
+        varies = _varies(sampled)
+        axis = varies[0] if varies else -1
+        if len(varies) <= 1 and affordable(self.in_shape, axis):
+            self.coupled_axis, self.has_closed_form_prox = axis, True
+        self._first, self._last = _passes(sampled, varies)
         self._kept: Tensor | None = None
         if self._last:
             self._kept = self._lines(sampled).flatten(1).any(1).nonzero()[:, 0]
@@ -128,6 +135,20 @@ class MultiCoilMRI(LinearOperator):
             x[images] += k.mul_(self._in_conj[coils]).sum(1, keepdim=True)
         return x.mul_(self._scale)
 
+    def line_gram(self, lines: slice) -> Tensor:
+        """With the mask m along one axis only, the other transforms cancel in ``A^H A``: it mixes the pixels i and j of
+        a line by ``sum_c conj(S_ci) S_cj sum_k m_k exp(2 pi i (k - c)(i - j) / n) / n``."""
+        axis = self.coupled_axis
+        if axis is None:
+            return super().line_gram(lines)
+        n = self.in_shape[axis]
+        i = torch.arange(n, dtype=torch.float64, device=self.device)
+        mask = self.observed[0].movedim(axis, -1).reshape(-1, n)[0].double()
+        phase = torch.outer(i - n // 2, i) * (2 * math.pi / n)
+        F = torch.polar(torch.ones_like(phase), phase)  # (k, i)
+        coils = self.maps.to(torch.complex128).movedim(axis, -1).reshape(len(self.maps), -1, n)[:, lines].movedim(0, 1)
+        return (F.T @ (mask[:, None] * F.conj()) / n) * (coils.mH @ coils)
+
     def _lines(self, k: Tensor) -> Tensor:
         """A view (..., line, *along the line) of (..., [z,] y, x): the lines that the mask keeps or drops whole."""
         n = len(self._first)
@@ -148,7 +169,13 @@ class MultiCoilMRI(LinearOperator):
         ]
 
 
-def _passes(sampled: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _varies(sampled: Tensor) -> tuple[int, ...]:
+    """Dimensions along which the mask is not constant, from the end."""
+    dims = range(-sampled.ndim, 0)
+    return tuple(d for d in dims if bool((sampled != sampled.narrow(d, 0, 1)).any()))
+
+
+def _passes(sampled: Tensor, first: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Dimensions to transform before samples are dropped, and after.
 
     Along dimensions in which the mask is constant, whole lines are dropped and need no transform: with a quarter of
@@ -156,7 +183,6 @@ def _passes(sampled: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     left, and where they can be numbered without moving data: the other dimensions come first or last.
     """
     dims = tuple(range(-sampled.ndim, 0))
-    first = tuple(d for d in dims if bool((sampled != sampled.narrow(d, 0, 1)).any()))
     last = tuple(range(len(first) - len(dims), 0))
     few = float(sampled.double().mean()) <= MOST_LINES
     return (first, last) if first and few and first in (dims[: len(first)], dims[-len(first) :]) else (dims, ())

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from invdiff.operators.base import LinearOperator
+from invdiff.operators.base import COMPLEX, LinearComposition, LinearOperator, ViewAsComplex
 
 DENSE_LIMIT = 8192  # smaller side of an operator (real components) up to which its SVD is computed densely
+LINES_LIMIT = 1.2e10  # pixels times squared length of a line, what eigenvectors of all lines cost (320 x 320: 1e10)
+LINES_CUTOFF = 1e-4  # singular values below this fraction of the largest count as zero: single precision loses them
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,60 @@ class SVD:
     def project(self, x: Tensor) -> Tensor:
         """``A^+ A x``, the part of an image that the data see."""
         return self.image(self.coefficients(x) * (self.singular_values > 0))
+
+
+def decompose(A: LinearOperator) -> SVD:
+    """By lines where the normal operator couples the pixels of single lines only, else densely."""
+    if A.coupled_axis is not None:
+        return line_svd(A, A.coupled_axis)
+    if isinstance(A, LinearComposition) and isinstance(A.inner, ViewAsComplex) and A.outer.coupled_axis is not None:
+        inner, lines = A.inner, line_svd(A.outer, A.outer.coupled_axis)
+        return replace(
+            lines, coefficients=lambda x: lines.coefficients(inner(x)), image=lambda c: inner.H(lines.image(c))
+        )
+    return dense_svd(A)
+
+
+def affordable(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether :func:`line_svd` is, for images of this shape: seconds, and a gigabyte at most."""
+    return math.prod(shape) * shape[axis] ** 2 <= LINES_LIMIT and math.prod(shape) * shape[axis] * 8 <= 2**30
+
+
+def line_svd(A: LinearOperator, axis: int, cutoff: float = LINES_CUTOFF) -> SVD:
+    """By the eigenvectors of ``A^H A`` line by line, in float64.
+
+    MRI whose mask drops whole lines of k-space is such an operator, whatever its coils: along the lines everything is
+    measured, so that pixels mix across them only, and a picture of n x n pixels is n problems of n unknowns.
+
+    Args:
+        A: of real or complex images, with :meth:`~LinearOperator.line_gram` along ``axis``.
+        axis: dimension of the image, from the end.
+        cutoff: singular values below this fraction of the largest count as zero.
+    """
+    n, ndim = A.in_shape[axis], len(A.in_shape)
+    n_lines = math.prod(A.in_shape) // n
+    squares, vectors = [], []
+    for first in range(0, n_lines, 16):
+        values, V = torch.linalg.eigh(A.line_gram(slice(first, first + 16)))
+        squares.append(values.to(A.dtype))
+        vectors.append(V.to(COMPLEX[A.dtype] if A.in_complex else A.dtype))
+    s, V = torch.cat(squares).clamp(min=0).sqrt(), torch.cat(vectors)
+    s = torch.where(s > cutoff * s.max(), s, 0.0)
+    VH = V.mH.contiguous()
+    moved = torch.empty(A.in_shape, device="meta").movedim(axis, -1).shape
+
+    def coefficients(x: Tensor) -> Tensor:
+        lines = x.movedim(axis, -1).reshape(-1, len(s), n).permute(1, 2, 0)
+        return (VH @ lines).permute(2, 0, 1).reshape(*x.shape[: x.ndim - ndim], *s.shape)
+
+    def image(c: Tensor) -> Tensor:
+        lines = V @ c.reshape(-1, *s.shape).permute(1, 2, 0)
+        return lines.permute(2, 0, 1).reshape(*c.shape[:-2], *moved).movedim(-1, axis)
+
+    def data_coefficients(y: Tensor) -> Tensor:
+        return _divide(coefficients(A.H(y)), s)
+
+    return SVD(s, coefficients, image, data_coefficients)
 
 
 def dense_svd(A: LinearOperator, cutoff: float = 1e-6) -> SVD:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
@@ -21,6 +22,7 @@ from invdiff.operators import (
     Operator,
     ParallelBeam,
     RealAsComplex,
+    ViewAsComplex,
     birdcage_maps,
     equispaced_mask,
     gaussian_psf,
@@ -111,6 +113,39 @@ def test_conditional_draws_have_the_mean_and_covariance_of_the_gaussian() -> Non
     C = torch.linalg.inv(precision)
     assert float(((x.mean(0) - mean) / (C.diagonal() / n).sqrt()).abs().max()) < 4.5
     torch.testing.assert_close(torch.cov(x.T), C, rtol=0, atol=5 * float(C.diagonal().max()) * (2 / n) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", [RealAsComplex, ViewAsComplex])
+def test_draws_for_mri_of_whole_lines_have_the_mean_and_covariance_of_the_gaussian(kind: Any) -> None:
+    # 3 coils see more numbers than there are pixels: drawn by what they tell of the pixels, not by their noise
+    A = MultiCoilMRI(birdcage_maps(3, (3, 4)), torch.tensor([True, False, True, False])) @ kind((1, 3, 4))
+    A, n, variance, d = A.to(dtype=torch.float64), 40_000, 0.3, math.prod(A.in_shape)
+    truth = torch.linspace(0, 1, d, dtype=torch.float64).reshape(A.in_shape)
+    m = Measurement.simulate(truth, A, ComplexGaussianNoise(0.2), seed=0)
+    m = m.in_model_units(0.7, 0.2)  # an affine operator
+    M = m.linear(torch.eye(d, dtype=torch.float64).reshape(d, *A.in_shape)).flatten(1).T
+    M, y = torch.cat([M.real, M.imag]), m.linear_data.flatten()
+    y = torch.cat([y.real, y.imag])
+    z = torch.full((n, *A.in_shape), 0.4, dtype=torch.float64)
+    precision = M.T @ M / 0.2**2 + torch.eye(d, dtype=torch.float64) / variance
+    C = torch.linalg.inv(precision)
+    mean = C @ (M.T @ y / 0.2**2 + 0.4 / variance)
+    torch.testing.assert_close(m.prox(z[:1], variance).flatten(), mean)
+    x = m.conditional(z, variance, SampleStreams(0, range(n))).flatten(1)
+    assert float(((x.mean(0) - mean) / (C.diagonal() / n).sqrt()).abs().max()) < 4.5
+    torch.testing.assert_close(torch.cov(x.T), C, rtol=0, atol=5 * float(C.diagonal().max()) * (2 / n) ** 0.5)
+
+
+def test_conditioning_goes_from_one_to_the_overlap_of_the_views() -> None:
+    angles = tuple(math.pi * i / 60 for i in range(60))
+    beams = ParallelBeam(image_shape=(64, 64), pixel_size=1.0, angles=angles, n_detectors=91, detector_spacing=1.0)
+    A = CT(beams)
+    m = Measurement(torch.zeros(A.out_shape), A, WeightedGaussianNoise(torch.ones(A.out_shape)))
+    assert m.conditioning(1e-9) == pytest.approx(1, abs=1e-3)
+    assert 30 < m.conditioning(1e6) < 120  # all 60 views overlap at frequency zero
+    few = CT(beams.subset(range(0, 60, 10)))
+    m = Measurement(torch.zeros(few.out_shape), few, WeightedGaussianNoise(torch.ones(few.out_shape)))
+    assert m.conditioning(1e6) < 20
 
 
 def test_saved_and_loaded_measurements_agree(m: Measurement, tmp_path: Path) -> None:

@@ -51,14 +51,15 @@ class Kernel(Protocol):
 class Conditional:
     """The conditional itself, drawn by perturbing and solving; for linear operators and (near) Gaussian noise.
 
-    Closed form where the operator has one, else conjugate gradients from ``m``. Runs with other micro-batches
-    agree to ``tolerance`` then: rounding grows in the steps up to where they stop.
+    Closed form where the operator has one (masks, blurs, MRI of whole lines of k-space), else conjugate gradients from
+    ``m``. Runs with other micro-batches agree to ``tolerance`` then: rounding grows in the steps up to where they stop.
 
     Attributes:
         n_cg: conjugate gradient steps at the last level; they grow with the square of the progress from one at the
             first, whose errors the noise of the next level covers: a third of the cost, the same result
-            (benchmarks/results/inner_solver.txt). None: 10 where the noise is not white, as of photon counts (the steps
-            are taken on the data then), else 40.
+            (benchmarks/results/inner_solver.txt). None: 40 for white noise; else, as for photon counts, the steps are
+            taken on the data, and 1 plus the root of ``Measurement.conditioning`` stands for the last level's number
+            at each level: 2 to 20 where 30 to 180 views overlap, fewer where the noise prevails.
         tolerance: relative residual to stop at before.
 
     Example:
@@ -90,7 +91,7 @@ class Conditional:
     def __call__(self, m: Tensor, S: float, run: Run, progress: float) -> Tensor:
         data = run.measurement
         white = isinstance(data.noise.precision(data.y), float)
-        n_cg = self.n_cg or (40 if white else 10)
+        n_cg = self.n_cg or (40 if white else 1 + data.conditioning(S**2) ** 0.5)
         n_steps = 1 + round((n_cg - 1) * progress**2)
         return data.conditional(m, S**2, run.streams, n_steps=n_steps, tolerance=self.tolerance)
 

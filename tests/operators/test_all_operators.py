@@ -100,6 +100,7 @@ CASES: dict[str, LinearOperator] = {
     "NonCartesianMRI of a real image": SPOKES @ RealAsComplex((1, 9, 8)),
     "ToeplitzMRI": SPOKES.gram,
     "MRI of a two-channel image": MRI @ ViewAsComplex((1, 12, 9)),
+    "MRI of a real image": MRI @ RealAsComplex((1, 12, 9)),
     "CT parallel": CT(PARALLEL),
     "CT fan, supersampled": CT(FAN, supersampling=2),
     "CT curved fan, oblong pixels": CT(CURVED),

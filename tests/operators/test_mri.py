@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from invdiff.operators import (
     MultiCoilMRI,
+    RealAsComplex,
+    ViewAsComplex,
     birdcage_maps,
     coil_compression,
     espirit_maps,
@@ -19,6 +22,7 @@ from invdiff.operators import (
     poisson_disc_mask,
     prewhiten,
 )
+from invdiff.operators.svd import affordable
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -42,6 +46,49 @@ def test_a_volume_is_the_product_of_a_slicewise_and_an_axial_fft() -> None:
     axial = torch.exp(-2j * math.pi / 5 * (z[:, None] * z)) / 5**0.5
     expected = mask * torch.einsum("kz,czyx->ckyx", axial.to(torch.complex64), fft2c(maps * x))
     torch.testing.assert_close(A(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask", "axis"),
+    [((8, 9), (3, (9,)), -1), ((8, 9), (3, (8, 1)), -2), ((5, 6, 7), (2, (6, 1)), -2), ((8, 9), (9, (9,)), -1)],
+    ids=["columns", "rows", "volume", "all"],
+)
+@pytest.mark.parametrize("kind", ["complex", "real", "two channels"])
+def test_whole_lines_of_k_space_decouple_the_lines_of_the_image(
+    shape: tuple[int, ...], mask: tuple[int, tuple[int, ...]], axis: int, kind: str
+) -> None:
+    n, m = shape[axis], some(mask[0], math.prod(mask[1])).reshape(mask[1])
+    mri = MultiCoilMRI(normal(3, *shape) / 3, m)
+    assert mri.coupled_axis == axis
+    G, x = mri.line_gram(slice(None)), normal(1, *shape, seed=2).to(torch.complex128)
+    lines = x.movedim(axis, -1).reshape(-1, n, 1)
+    through = mri.to(dtype=torch.float64).gram(x).movedim(axis, -1).reshape(-1, n, 1)
+    torch.testing.assert_close(G @ lines, through, rtol=1e-6, atol=1e-6)
+
+    A: Any = {
+        "complex": mri,
+        "real": mri @ RealAsComplex((1, *shape)),
+        "two channels": mri @ ViewAsComplex((1, *shape)),
+    }
+    A = (1.7 * A[kind]).to(dtype=torch.float64)
+    assert A.has_closed_form_prox
+    dtype = torch.complex128 if A.in_complex else torch.float64
+    z = torch.randn(2, *A.in_shape, generator=torch.Generator().manual_seed(5), dtype=dtype)
+    y = A(torch.randn(2, *A.in_shape, generator=torch.Generator().manual_seed(6), dtype=dtype)) + A(z).conj()
+    rows = A.gram(torch.eye(z[0].numel(), dtype=dtype).reshape(-1, *A.in_shape)).flatten(1)
+    for weight in (0.1, 30.0, 1e5):
+        exact = torch.linalg.solve(torch.eye(len(rows)) + weight * rows.T, (z + weight * A.H(y)).flatten(1).T).T
+        torch.testing.assert_close(A.prox(z, y, weight), exact.reshape(z.shape), rtol=1e-4, atol=1e-4)
+
+
+def test_points_of_k_space_and_large_volumes_do_not_decouple() -> None:
+    points = MultiCoilMRI(normal(2, 8, 9), some(20, 72).reshape(8, 9))
+    assert points.coupled_axis is None
+    assert not (points @ RealAsComplex((1, 8, 9))).has_closed_form_prox
+    with pytest.raises(TypeError, match="does not couple pixels along one axis only"):
+        points.line_gram(slice(None))
+    assert affordable((1, 320, 320), -1)
+    assert not affordable((1, 160, 320, 320), -1)
 
 
 def some(n: int, of: int) -> Tensor:
