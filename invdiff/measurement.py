@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -180,13 +179,10 @@ class Measurement:
 
     @cached_property
     def _seen(self) -> tuple[SVD, Tensor] | None:
-        """The operator's singular value decomposition and ``U^H y``, all that white data tell of the image, where the
-        decomposition has a closed form and there are more data than pixels."""
+        """The operator's singular value decomposition and ``U^H y``, all that white data tell of the image, for MRI of
+        whole lines of k-space, whose coils give more data than there are pixels."""
         A = self.linear
-        if A is None or A.in_complex or not A.has_closed_form_prox:
-            return None
-        n_in, n_out = math.prod(A.in_shape), math.prod(A.out_shape) * (2 if A.out_complex else 1)
-        if n_out <= n_in or not isinstance(self.noise.precision(self.y), float):
+        if A is None or not A.svd_by_lines or not isinstance(self.noise.precision(self.y), float):
             return None
         svd = A.svd()
         return svd, svd.data_coefficients(self.linear_data)

@@ -200,6 +200,7 @@ class LinearOperator(Operator):
     adjoint_as_backward = False
     has_closed_form_prox = False
     coupled_axis: int | None = None  # the only dimension of the image (from the end) along which A^H A mixes pixels
+    svd_by_lines = False  # whether svd() follows from that
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``A^H y`` for ``y`` of shape (batch, \\*out_shape). Call ``A.H(y)`` instead."""
@@ -319,7 +320,7 @@ class LinearComposition(LinearOperator):
         if isinstance(inner, RealAsComplex):
             self.coupled_axis = outer.coupled_axis
         if isinstance(inner, RealAsComplex | ViewAsComplex):
-            self.has_closed_form_prox = outer.coupled_axis is not None
+            self.svd_by_lines = self.has_closed_form_prox = outer.coupled_axis is not None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer._apply(self.inner._apply(x))
@@ -387,6 +388,7 @@ class Scaled(LinearOperator):
         )  # fmt: skip
         self.operator, self.scale, self.observed = operator, scale, operator.observed
         self.has_closed_form_prox = operator.has_closed_form_prox
+        self.svd_by_lines = operator.svd_by_lines and not isinstance(scale, complex)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.operator._apply(x)
