@@ -1,6 +1,6 @@
 """How near to the exact inner draw of DAPS on CT conjugate gradients come, on the image and on the data.
 
-    python benchmarks/inner_solver.py [--views 40] [--photons 2e4] [--volume CT.nii.gz]
+    python benchmarks/inner_solver.py [--views 40] [--photons 2e4] [--volume CT.nii.gz] [--daps]
 
 The draw solves ``x + v A^H W (A x - y) = z`` with the photon counts W, where z is the truth and twice noise of
 variance v: the denoiser's error and the draw's own noise. On the image: that system, not preconditioned. On the data:
@@ -8,6 +8,9 @@ variance v: the denoiser's error and the draw's own noise. On the image: that sy
 ``Measurement.prox``. Either costs one A and one A^H a step. The slice is the vertebra of ``sparse_view_ct``, or the
 middle of a CT volume in HU, at 3.2 mm: a chest spans a wider range of counts. Printed: root mean square error of the
 image over the draw's width v^(1/2), and of its line integrals over the noise, against 3000 steps in float64.
+
+With --daps, what DAPS makes of it (ct-128, 50 levels, width 2, 12 samples) on two slices of the volume: PSNR of the
+mean in dB, chi2 of the samples, seconds, with the steps that the kernel takes by itself and with given numbers of them.
 """
 
 from __future__ import annotations
@@ -17,11 +20,29 @@ from pathlib import Path
 
 import torch
 
+from invdiff import load_prior
+from invdiff.algorithms import DAPS
+from invdiff.algorithms.kernels import Conditional
 from invdiff.benchmark.problems import ct_slice
 from invdiff.datasets import sparse_view_ct
+from invdiff.evaluation import psnr
 from invdiff.operators.linalg import cg
 
 STEPS = (3, 5, 10, 25, 100)
+
+
+def daps(volume: Path, n_views: int, n_photons: float) -> None:
+    prior = load_prior("ct-128")
+    print(f"{n_views} views, {n_photons:g} photons")
+    for n_cg in (None, 3, 10, 25):
+        cells, algorithm = [], DAPS(n_anneal=50, width=2.0, kernel=Conditional(n_cg=n_cg))
+        for z in (0.25, 0.75):
+            m = ct_slice(path=volume, z=z, n_views=n_views, n_photons=n_photons)
+            assert m.reference is not None
+            p = algorithm(prior, m, n_samples=12)
+            quality = psnr(p.mean, m.reference, data_range=m.reference.max() - m.reference.min())
+            cells.append(f"{quality:.2f} dB, chi2 {float(m.chi2(p.samples).mean()):.3f}, {p.seconds:.0f} s")
+        print(f"  {'by itself' if n_cg is None else f'1 to {n_cg} steps':<16}" + "; ".join(cells), flush=True)
 
 
 def main() -> None:
@@ -29,7 +50,11 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=40)
     parser.add_argument("--photons", type=float, default=2e4)
     parser.add_argument("--volume", type=Path)
+    parser.add_argument("--daps", action="store_true", help="needs --volume")
     arguments = parser.parse_args()
+    if arguments.daps:
+        daps(arguments.volume, arguments.views, arguments.photons)
+        return
     if arguments.volume:
         m = ct_slice(path=arguments.volume, n_views=arguments.views, n_photons=arguments.photons)
     else:
