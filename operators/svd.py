@@ -86,7 +86,7 @@ def decompose(A: LinearOperator) -> SVD:
 
 def affordable(shape: tuple[int, ...], axis: int) -> bool:
     """Whether :func:`line_svd` is, for images of this shape: seconds, and a gigabyte at most."""
-    return math.prod(shape) * shape[axis] ** 2 <= LINES_LIMIT and math.prod(shape) * shape[axis] * 8 <= 2**30
+    return math.prod(shape) * shape[axis] ** 2 <= LINES_LIMIT and math.prod(shape) * shape[axis] * 8 <= 2**29
 
 
 def line_svd(A: LinearOperator, axis: int, cutoff: float = LINES_CUTOFF) -> SVD:
