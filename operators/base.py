@@ -389,12 +389,19 @@ class Scaled(LinearOperator):
         self.operator, self.scale, self.observed = operator, scale, operator.observed
         self.has_closed_form_prox = operator.has_closed_form_prox
         self.svd_by_lines = operator.svd_by_lines and not isinstance(scale, complex)
+        n_in = math.prod(self.in_shape) * (1 + self.in_complex)
+        n_out = math.prod(self.out_shape) * (1 + self.out_complex)
+        self._small_input = n_in < n_out  # the smaller side is multiplied
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._small_input:
+            return self.operator._apply(self.scale * x)
         return self.scale * self.operator._apply(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.scale.conjugate() * self.operator.H._apply(y)
+        if self._small_input:
+            return self.scale.conjugate() * self.operator.H._apply(y)
+        return self.operator.H._apply(self.scale.conjugate() * y)
 
     def prox(self, z: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
         # |s A x - y|^2 = |s|^2 |A x - y / s|^2, so a closed form of A stays one
