@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,6 +15,10 @@ from rich.table import Table
 
 from invdiff.benchmark.cli import app as bench_app
 from invdiff.progress import progress_bar
+
+if TYPE_CHECKING:
+    from invdiff.measurement import Measurement
+    from invdiff.priors import PriorInfo
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -130,6 +134,8 @@ def reconstruct(
         options |= {k: v for k, v in (("views", views), ("angles", parse_arc(angles))) if v is not None}
         measurement = placed(open_measurement(file, **options)).to(device=device)
         loaded.in_model_units(measurement)  # do the two fit?
+        if note := other_pixels(loaded.info, measurement):
+            console.print(note, style="yellow", highlight=False, soft_wrap=True)
         posterior = sampler(
             loaded, measurement, n_samples=samples, seed=seed, batch_size=batch_size,
             callback=progress_bar(algorithm),
@@ -362,6 +368,22 @@ def placed(measurement: Any) -> Any:
     geometry = measurement.A.geometry
     place = placement(geometry.image_shape, geometry.pixel_spacing)
     return replace(measurement, metadata={**measurement.metadata, **place})
+
+
+def other_pixels(info: PriorInfo, measurement: Measurement) -> str | None:
+    """A line for the user whose pixels are smaller or larger than any that the prior has seen; None where they fit."""
+    known = measurement.metadata.get("voxel_size_mm", measurement.metadata.get("pixel_size_mm"))
+    if info.pixel_size is None or known is None:
+        return None
+    sizes = sorted({float(f"{v:.3g}") for v in (known[:2] if isinstance(known, list | tuple) else [known])})
+    lo, hi = info.pixel_size
+    if 0.95 * lo <= sizes[0] and sizes[-1] <= 1.05 * hi:
+        return None
+    return (
+        f"Note: the prior {info.name} knows pixels of {lo:g} to {hi:g} mm, these are of "
+        f"{' x '.join(f'{v:g}' for v in sizes)} mm. What it adds to the data has the look of another scale: trust the "
+        f"posterior less, or reconstruct on pixels of a size that the prior knows."
+    )
 
 
 def check_device(device: str) -> None:

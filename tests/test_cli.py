@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from invdiff import GaussianNoise, Measurement, Posterior
+from invdiff import GaussianNoise, Measurement, Posterior, load_prior
 from invdiff.algorithms import ALGORITHMS
 from invdiff.classical import CLASSICAL
 from invdiff.cli import app, parse_assignments
@@ -64,6 +66,33 @@ def test_reconstruct_writes_samples_and_figure(run: Run) -> None:
     assert (posterior.seed, posterior.nfe) == (5, 4)
     assert Path("out/figure.png").read_bytes().startswith(b"\x89PNG")
     assert run(*RECONSTRUCT, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"voxel_size_mm": [0.65, 0.65, 1.0]}, "are of 0.65 mm"),
+        ({"voxel_size_mm": [2.0, 4.0, 1.0]}, "are of 2 x 4 mm"),
+        ({"pixel_size_mm": 4.0}, "are of 4 mm"),
+        ({"voxel_size_mm": [1.2, 3.6, 9.0]}, None),
+        ({"pixel_size_mm": 2.0}, None),
+        ({}, None),
+    ],
+)
+def test_pixels_of_a_size_that_the_prior_does_not_know_are_told(
+    run: Run, known: dict[str, Any], said: str | None
+) -> None:
+    prior = load_prior("p.safetensors")
+    info = dataclasses.replace(prior.info, pixel_size=(1.2, 3.6))
+    network = {"widths": (8, 8), "n_blocks": 1, "unshuffle": 2}
+    save_prior(Path("p.safetensors"), prior.module, network, shape=SHAPE, sigma_min=0.01, sigma_max=80, info=info)
+    dataclasses.replace(Measurement.load("m.h5"), metadata=known).save("m.h5")
+    result = run(*RECONSTRUCT)
+    assert result.exit_code == 0, result.output
+    if said is None:
+        assert "Note:" not in result.output
+    else:
+        assert f"the prior p knows pixels of 1.2 to 3.6 mm, these {said}" in result.output
 
 
 def test_a_plugin_algorithm_is_found_by_module_and_class(run: Run) -> None:
