@@ -143,7 +143,7 @@ class MultiCoilMRI(LinearOperator):
             return super().line_gram(lines)
         n = self.in_shape[axis]
         i = torch.arange(n, dtype=torch.float64, device=self.device)
-        mask = self.observed[0].movedim(axis, -1).reshape(-1, n)[0].double()
+        mask = self.mask.expand(self.in_shape[1:]).movedim(axis, -1).reshape(-1, n)[0].double()
         phase = torch.outer(i - n // 2, i) * (2 * math.pi / n)
         F = torch.polar(torch.ones_like(phase), phase)  # (k, i)
         coils = self.maps.to(torch.complex128).movedim(axis, -1).reshape(len(self.maps), -1, n)[:, lines].movedim(0, 1)
