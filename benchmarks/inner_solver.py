@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--daps", action="store_true", help="needs --volume")
     arguments = parser.parse_args()
     if arguments.daps:
+        if arguments.volume is None:
+            parser.error("--daps reconstructs slices of a CT volume: give --volume too.")
         daps(arguments.volume, arguments.views, arguments.photons)
         return
     if arguments.volume:

@@ -12,7 +12,7 @@ import torch
 from invdiff.datasets.geometry import placed
 from invdiff.measurement import Measurement
 from invdiff.noise import ComplexGaussianNoise, GaussianNoise
-from invdiff.operators.base import ViewAsComplex
+from invdiff.operators.pointwise import ViewAsComplex
 from invdiff.operators.ultrasound import PlaneWaveIQ, PlaneWaveRF, gaussian_pulse, receive_weights
 from invdiff.operators.ultrasound_geometry import MM, PlaneWaveScan
 

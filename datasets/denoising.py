@@ -10,7 +10,7 @@ from invdiff.datasets.files import Volume
 from invdiff.datasets.geometry import placed
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
-from invdiff.operators.base import Identity
+from invdiff.operators.pointwise import Identity
 
 
 def denoising(

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from invdiff.measurement import Measurement
 from invdiff.noise import ComplexGaussianNoise
-from invdiff.operators.base import RealAsComplex, ViewAsComplex
 from invdiff.operators.mri import MultiCoilMRI, ifft2c
 from invdiff.operators.mri_coils import espirit_maps
+from invdiff.operators.pointwise import RealAsComplex, ViewAsComplex
 
 CALIBRATION_WIDTH = 24  # at most this much of the centre is used for coil maps and phase, in each direction
 

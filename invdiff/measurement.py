@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from invdiff.noise import Noise
-from invdiff.operators.base import COMPLEX, Affine, Identity, LinearOperator, Operator
+from invdiff.operators.base import COMPLEX, Affine, LinearOperator, Operator
 from invdiff.operators.linalg import cg, cg_on_data
+from invdiff.operators.pointwise import Identity
 from invdiff.operators.svd import SVD
 from invdiff.random import SampleStreams
 

@@ -6,14 +6,11 @@ if __name__ != "invdiff.operators":
 from invdiff.operators.base import (
     Affine,
     Composition,
-    Identity,
     LinearComposition,
     LinearOperator,
     LinearSum,
     Operator,
-    RealAsComplex,
     Scaled,
-    ViewAsComplex,
     dot,
 )
 from invdiff.operators.blur import (
@@ -49,6 +46,7 @@ from invdiff.operators.mri_trajectories import golden_angle_trajectory, radial_t
 from invdiff.operators.nonlinear import Clip, Quantize
 from invdiff.operators.nufft import density_compensation
 from invdiff.operators.phase import Fourier, Modulus, coded_phase_retrieval, octanary_masks, phase_retrieval
+from invdiff.operators.pointwise import Identity, RealAsComplex, ViewAsComplex
 from invdiff.operators.superresolution import BicubicDownsample, BlockDownsample, BlurDownsample
 from invdiff.operators.svd import SVD
 from invdiff.operators.ultrasound import (

@@ -201,6 +201,7 @@ class LinearOperator(Operator):
     has_closed_form_prox = False
     coupled_axis: int | None = None  # the only dimension of the image (from the end) along which A^H A mixes pixels
     svd_by_lines = False  # whether svd() follows from that
+    reads_as_complex = False  # whether it does nothing but take real numbers for complex ones
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``A^H y`` for ``y`` of shape (batch, \\*out_shape). Call ``A.H(y)`` instead."""
@@ -317,10 +318,10 @@ class LinearComposition(LinearOperator):
 
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
         _init_composition(self, outer, inner)
-        if isinstance(inner, RealAsComplex):
-            self.coupled_axis = outer.coupled_axis
-        if isinstance(inner, RealAsComplex | ViewAsComplex):
-            self.svd_by_lines = self.has_closed_form_prox = outer.coupled_axis is not None
+        if inner.reads_as_complex and outer.coupled_axis is not None:
+            self.svd_by_lines = self.has_closed_form_prox = True
+            if inner.in_shape == outer.in_shape:  # else real and imaginary parts are channels, which mix
+                self.coupled_axis = outer.coupled_axis
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer._apply(self.inner._apply(x))
@@ -468,93 +469,6 @@ class Affine(Operator):
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
         """The adjoint of the linear part; ``x`` is not used."""
         return self.linear.H(v)
-
-
-class Identity(LinearOperator):
-    """``y = x``: denoising.
-
-    Args:
-        shape: of one image, any.
-
-    Example:
-        >>> from invdiff.operators import Identity
-        >>> A, x = Identity((1, 2, 2)), torch.rand(3, 1, 2, 2)
-        >>> torch.equal(A(x), x)
-        True
-    """
-
-    has_closed_form_prox = True
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__(shape, shape)
-        self.shape = tuple(shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return y
-
-    def prox(self, z: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
-        return (z + weight * y) / (1 + weight)
-
-    def pinv(self, y: Tensor) -> Tensor:
-        return y
-
-    def svd(self) -> SVD:
-        from invdiff.operators.svd import SVD
-
-        return SVD(torch.ones(self.shape, dtype=self.dtype, device=self.device), *[lambda x: x] * 3)
-
-
-class RealAsComplex(LinearOperator):
-    """A real image ``(channel, ...)`` as a complex one with zero phase; the adjoint takes the real part.
-
-    Args:
-        shape: of the image, (channel, ...).
-
-    Example:
-        >>> from invdiff.operators import RealAsComplex
-        >>> A = RealAsComplex((1, 1, 1))
-        >>> A(torch.tensor([[[2.0]]])).tolist(), A.H(torch.tensor([[[3 + 4j]]])).tolist()
-        ([[[(2+0j)]]], [[[3.0]]])
-    """
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__(shape, shape, out_complex=True)
-        self.shape = tuple(shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.complex(x, torch.zeros_like(x))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return y.real.contiguous()
-
-
-class ViewAsComplex(LinearOperator):
-    """Two real channels (real, imaginary), as priors see a complex image, to one complex channel.
-
-    Args:
-        shape: shape of the complex image, ``(1, [z,] y, x)``; the input is ``(2, [z,] y, x)``.
-
-    Example:
-        >>> from invdiff.operators import ViewAsComplex
-        >>> A = ViewAsComplex((1, 1, 1))
-        >>> A.in_shape, A(torch.tensor([[[3.0]], [[4.0]]])).tolist()
-        ((2, 1, 1), [[[(3+4j)]]])
-    """
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        if shape[0] != 1:
-            raise ValueError(f"ViewAsComplex makes one complex channel, got shape {tuple(shape)}.")
-        super().__init__((2, *shape[1:]), shape, out_complex=True)
-        self.shape = tuple(shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.complex(x[:, :1], x[:, 1:])
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return torch.cat([y.real, y.imag], dim=1)
 
 
 class _WithAdjoint(torch.autograd.Function):

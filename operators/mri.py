@@ -146,7 +146,7 @@ class MultiCoilMRI(LinearOperator):
         mask = self.mask.expand(self.in_shape[1:]).movedim(axis, -1).reshape(-1, n)[0].double()
         phase = torch.outer(i - n // 2, i) * (2 * math.pi / n)
         F = torch.polar(torch.ones_like(phase), phase)  # (k, i)
-        coils = self.maps.to(torch.complex128).movedim(axis, -1).reshape(len(self.maps), -1, n)[:, lines].movedim(0, 1)
+        coils = self.maps.movedim(axis, -1).reshape(len(self.maps), -1, n)[:, lines].movedim(0, 1).to(torch.complex128)
         return (F.T @ (mask[:, None] * F.conj()) / n) * (coils.mH @ coils)
 
     def _lines(self, k: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from invdiff.operators.base import LinearOperator, Operator, RealAsComplex
+from invdiff.operators.base import LinearOperator, Operator
 from invdiff.operators.blur import Pad
 from invdiff.operators.mri import MultiCoilMRI, fft2c, ifft2c
+from invdiff.operators.pointwise import RealAsComplex
 
 
 class Fourier(LinearOperator):

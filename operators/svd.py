@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from invdiff.operators.base import COMPLEX, LinearComposition, LinearOperator, ViewAsComplex
+from invdiff.operators.base import COMPLEX, LinearComposition, LinearOperator
 
 DENSE_LIMIT = 8192  # smaller side of an operator (real components) up to which its SVD is computed densely
 LINES_LIMIT = 1.2e10  # pixels times squared length of a line, what eigenvectors of all lines cost (320 x 320: 1e10)
@@ -76,8 +76,8 @@ def decompose(A: LinearOperator) -> SVD:
     """By lines where the normal operator couples the pixels of single lines only, else densely."""
     if A.coupled_axis is not None:
         return line_svd(A, A.coupled_axis)
-    if isinstance(A, LinearComposition) and isinstance(A.inner, ViewAsComplex) and A.outer.coupled_axis is not None:
-        inner, lines = A.inner, line_svd(A.outer, A.outer.coupled_axis)
+    if A.svd_by_lines and isinstance(A, LinearComposition) and A.outer.coupled_axis is not None:
+        inner, lines = A.inner, line_svd(A.outer, A.outer.coupled_axis)  # of complex images in two channels
         return replace(
             lines, coefficients=lambda x: lines.coefficients(inner(x)), image=lambda c: inner.H(lines.image(c))
         )

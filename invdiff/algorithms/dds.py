@@ -8,7 +8,8 @@ Deviations from the paper and the released code:
 1. ``gamma = None`` weights the data by the measurement's noise against ``r^2 = s^2 sd^2 / (s^2 + sd^2)``, the
    variance of x0 given the state for a white prior of standard deviation sd. A number is the paper's gamma.
 2. Conjugate gradients are per sample; the released code takes one step length for the batch.
-3. Operators with a closed form use it instead of conjugate gradients.
+3. Operators with a closed form use it instead of conjugate gradients, and ``n_cg`` has no effect; multi-coil MRI of
+   whole lines of k-space is among them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class DDS:
 
     Attributes:
         n_steps: denoising steps.
-        n_cg: M, conjugate gradient steps per denoising step, started at the denoised image.
+        n_cg: M, conjugate gradient steps per denoising step, started at the denoised image; not used where the
+            operator has a closed form.
         eta: standard deviation of the injected noise over the next level (the released code's convention).
         gamma: weight of ``|A x - y|^2`` against ``|x - x0|^2``; None: from the noise (deviation 1).
         sigma_data: sd, for ``gamma = None``, in model units.

@@ -59,7 +59,7 @@ class Conditional:
             first, whose errors the noise of the next level covers: a third of the cost, the same result
             (benchmarks/results/inner_solver.txt). None: 40 for white noise; else, as for photon counts, the steps are
             taken on the data, and 1 plus the root of ``Measurement.conditioning`` stands for the last level's number
-            at each level: 2 to 20 where 30 to 180 views overlap, fewer where the noise prevails.
+            at each level: on a chest at most 7 steps for 30 views and 15 for 180, fewer where the noise prevails.
         tolerance: relative residual to stop at before.
 
     Example:

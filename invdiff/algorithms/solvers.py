@@ -18,7 +18,7 @@ from torch import Tensor
 from invdiff.algorithms.draw import Run, check_unit_interval, draw
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
-from invdiff.operators.base import Identity
+from invdiff.operators.pointwise import Identity
 from invdiff.posterior import Posterior
 from invdiff.priors.denoiser import Prior
 from invdiff.priors.schedules import Grid, KarrasGrid

@@ -16,9 +16,9 @@ from invdiff.datasets import ellipse_sinogram
 from invdiff.datasets.htc import read_htc
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
-from invdiff.operators.base import Identity
 from invdiff.operators.ct import CT
 from invdiff.operators.ct_geometry import CurvedFanBeam, FanBeam, ParallelBeam, VectorBeam
+from invdiff.operators.pointwise import Identity
 
 Beam = ParallelBeam | FanBeam | CurvedFanBeam
 HTC = Path(__file__).parents[2].parent / "shared" / "data" / "ct_raw" / "htc2022_ta_full.mat"

@@ -12,9 +12,9 @@ from invdiff.classical.fbp import fbp
 from invdiff.classical.fdk import FDK, fdk
 from invdiff.measurement import Measurement
 from invdiff.noise import GaussianNoise
-from invdiff.operators.base import Identity
 from invdiff.operators.ct3d import CT3D
 from invdiff.operators.ct_geometry3d import ConeBeam, ParallelBeam3D
+from invdiff.operators.pointwise import Identity
 
 MU, CENTRE, RADIUS = 0.02, np.array([5.0, -7.0, 2.0]), 12.0
 CONE = ConeBeam.covering((30, 48, 48), 1.0, 180, source_origin=150.0, source_detector=250.0)
